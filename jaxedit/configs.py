@@ -1,0 +1,66 @@
+"""Frozen dataclasses from plain data (TOML, JSON), with errors that name the nearest setting."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jaxedit.errors import ConfigError, unknown_name
+
+T = TypeVar("T")
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises ConfigError if it is missing or malformed (with its line)."""
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def build(cls: type[T], content: dict[str, Any], where: str = "the configuration") -> T:
+    """An instance of the dataclass `cls`; absent fields keep their defaults.
+
+    Raises ConfigError for a field that `cls` does not have (with the nearest names) or a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values = {}
+    for name, value in content.items():
+        if name not in fields:
+            raise ConfigError(f"{where}: " + unknown_name("setting", name, fields))
+        values[name] = _convert(hints[name], value, f"{where}, setting {name!r}")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        if isinstance(option, type) and dataclasses.is_dataclass(option) and isinstance(value, dict):
+            return build(option, value, where)
+        if _fits(option, value):
+            return float(value) if option is float else tuple(value) if isinstance(value, list) else value
+    raise ConfigError(f"{where}: {value!r} is not {_spoken(hint)}")
+
+
+def _fits(option: Any, value: Any) -> bool:
+    origin, args = typing.get_origin(option), typing.get_args(option)
+    if origin is typing.Literal:
+        return value in args
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_fits(args[0], item) for item in value)
+    if option is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, option)
+
+
+def _spoken(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    return "of type " + str(getattr(hint, "__name__", hint)).replace("NoneType", "None")

@@ -1,0 +1,103 @@
+"""The vocabulary: what flows between the rooms of this library.
+
+Sizes in shapes: B facts in a batch, C contexts of a prompt, R = C + 1 rows (the contexts, then the
+KL row), P prefix tokens, S tail tokens, T target tokens, N probe rows of a fact, L tokens of a probe row.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+State: TypeAlias = PyTree
+"""What an editor remembers between updates; never model parameters."""
+
+
+class Params(NamedTuple):
+    """Model parameters in two flat dicts keyed by dotted parameter path.
+
+    Only `edited` is ever replicated, carried through a scan, or logged. `frozen` comes back from an
+    update as the same object.
+    """
+
+    edited: dict[str, Float[Array, "in out"]]  # float32 masters of the matrices an editor writes
+    frozen: dict[str, Array]  # everything else, in the compute dtype
+
+
+class Requests(NamedTuple):
+    """B facts to write, split at the lookup token (the subject's last token), ready for the accelerator.
+
+    Row `c < C` is context `c` of the prompt, row 0 the bare prompt. The last row is "{subject} is a" up
+    to the lookup token, where the KL term is read. Everything before the lookup token is `prefix`
+    (right-aligned); the lookup token, the rest of the prompt and all but the last target token are `tail`
+    (left-aligned). So `prefix + tail` is one contiguous sequence.
+    """
+
+    prefix: Int[Array, "B R P"]
+    prefix_mask: Bool[Array, "B R P"]
+    tail: Int[Array, "B R S"]
+    tail_mask: Bool[Array, "B R S"]
+    target: Int[Array, "B T"]
+    target_mask: Bool[Array, "B T"]
+    predict_at: Int[Array, "B C T"]  # index into the tail whose next-token distribution predicts target t
+    weight: Float[Array, "B"]  # 1 for a fact, 0 for padding
+    case: Int[Array, "B"]  # position of the fact in its fact set; -1 for padding
+
+
+class Probes(NamedTuple):
+    """Prompts on which B facts are scored: N rows a fact, each read for two targets (new, true).
+
+    A row is one packed sequence: the prompt, then all but the last token of the new target, then the
+    same of the true target. `branch` is 0 on the prompt, 1 and 2 on the targets, -1 on padding; a token
+    attends to the prompt and to its own branch. One forward pass so yields both likelihoods.
+    """
+
+    tokens: Int[Array, "B N L"]
+    position: Int[Array, "B N L"]
+    branch: Int[Array, "B N L"]
+    target: Int[Array, "B N 2 T"]
+    target_mask: Bool[Array, "B N 2 T"]
+    predict_at: Int[Array, "B N 2 T"]
+    kind: Int[Array, "B N"]  # REWRITE, PARAPHRASE, NEIGHBORHOOD, or -1 for padding
+
+
+REWRITE, PARAPHRASE, NEIGHBORHOOD = 0, 1, 2
+
+
+class LowRank(NamedTuple):
+    """A change of a matrix stored `[in, out]`: `Delta W = left @ right`."""
+
+    left: Float[Array, "in r"]
+    right: Float[Array, "r out"]
+
+
+class EditInfo(NamedTuple):
+    """What one update did, arrays only, so that it stacks under `lax.scan`.
+
+    `delta` holds the change of every edited matrix: `LowRank` for closed forms, a dense `[in, out]` array
+    for gradient editors. `metrics` are the editor's own figures: per-fact arrays `[B]`, curves
+    `[steps, B]`, or scalars.
+    """
+
+    delta: dict[str, LowRank | Float[Array, "in out"]]
+    metrics: dict[str, Array]
+    finite: Bool[Array, ""]  # False where any number of the update is not finite
+
+
+class Editor(NamedTuple):
+    """An editing method as two pure functions; hyper-parameters are closed over.
+
+    `init(params)` makes the state. `update(params, state, requests)` returns new parameters, the new
+    state and an account of what was done; it never changes its arguments.
+    """
+
+    init: Callable[[Params], State]
+    update: Callable[[Params, State, Requests], tuple[Params, State, EditInfo]]
+
+
+class Trace(NamedTuple):
+    """Intermediate vectors of a partial run, by layer index; `None` where nothing was asked for."""
+
+    key: dict[int, Any]  # input of the down-projection, [..., d_k]
+    mlp: dict[int, Any]  # output of the MLP, [..., d_model]
+    residual: dict[int, Any]  # residual stream after the block, [..., d_model]
