@@ -1,0 +1,29 @@
+"""The architectures this library reads and writes, by Hugging Face's `model_type`."""
+
+from jaxedit.errors import ModelError, unknown_name
+from jaxedit.models.config import DecoderConfig
+from jaxedit.models.families.base import Family, HFConfig, TensorMap
+from jaxedit.models.families.gpt2 import GPT2
+from jaxedit.models.families.llama import LLAMA
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, LLAMA)}
+
+__all__ = ["FAMILIES", "Family", "HFConfig", "TensorMap", "decoder_config", "family_of"]
+
+
+def family_of(model_type: str) -> Family:
+    """The family of an architecture. Raises ModelError, naming the nearest ones, for an unknown one."""
+    if model_type not in FAMILIES:
+        raise ModelError(unknown_name("architecture", model_type, FAMILIES))
+    return FAMILIES[model_type]
+
+
+def decoder_config(values: HFConfig) -> DecoderConfig:
+    """Our description of the model that a `config.json` describes.
+
+    Raises ModelError for an unknown architecture, a wrong value or an option that is not supported.
+    """
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelError(f"config.json names no model_type; known: {', '.join(sorted(FAMILIES))}")
+    return family_of(model_type).config(values)

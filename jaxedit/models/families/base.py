@@ -1,0 +1,123 @@
+"""What a family says: how its configuration reads, and where each tensor of a checkpoint lives here."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from jaxedit.errors import ModelError, unknown_name
+from jaxedit.models.config import DecoderConfig
+
+HFConfig = dict[str, Any]
+"""The content of a checkpoint's `config.json`."""
+
+Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """One tensor of a checkpoint and the parameters it holds.
+
+    Several paths mean that the tensor is their concatenation along our last axis (the outputs).
+    `transposed` tensors are stored `[out, in]`, ours are `[in, out]`.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    transposed: bool = False
+
+    def stored_shape(self, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """Shape of the checkpoint's tensor, given the shape of every parameter by path."""
+        first = shapes[self.paths[0]]
+        joined = (*first[:-1], sum(shapes[path][-1] for path in self.paths))
+        return joined[::-1] if self.transposed else joined
+
+    def split(
+        self, stored: np.ndarray, shapes: dict[str, tuple[int, ...]]
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Our parameters, by path, as contiguous parts of the checkpoint's tensor `stored_shape`."""
+        whole, start = stored.T if self.transposed else stored, 0
+        for path in self.paths:
+            width = shapes[path][-1]
+            yield path, np.ascontiguousarray(whole[..., start : start + width])
+            start += width
+
+    def join(self, parts: list[np.ndarray]) -> np.ndarray:
+        """The checkpoint's tensor from our parameters, in the order of `paths`; inverse of `split`."""
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        return np.ascontiguousarray(whole.T if self.transposed else whole)
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture of Hugging Face, keyed by its `model_type`."""
+
+    model_type: str
+    prefix: str  # of all tensors but the head; checkpoints of the bare backbone lack it
+    ignored: str  # regular expression of buffers that hold no parameters, without the prefix
+    config: Callable[[HFConfig], DecoderConfig]
+    tensors: Callable[[DecoderConfig], list[TensorMap]]
+
+
+class Settings:
+    """Reads a `config.json`; the first wrong value raises a ModelError that names it."""
+
+    def __init__(self, values: HFConfig, family: str):
+        self.values, self.family = values, family
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A positive integer; `default` where the key is absent or null."""
+        value = self._given(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.wrong(name, "a positive integer")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A positive finite number; `default` where the key is absent or null."""
+        value = self._given(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise self.wrong(name, "a positive number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false; `default` where the key is absent or null."""
+        value = self._given(name, default)
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
+
+    def activation(self, name: str, default: str) -> Activation:
+        """Our name of the activation that Hugging Face calls `name`."""
+        value = self._given(name, default)
+        if value not in ACTIVATIONS:
+            message = unknown_name("activation", str(value), ACTIVATIONS)
+            raise ModelError(f"config.json of this {self.family} model: {name}: {message}")
+        return ACTIVATIONS[cast(str, value)]
+
+    def refuse(self, name: str, allowed: object) -> None:
+        """Raises where an option that this library does not compute has another value than `allowed`."""
+        value = self.values.get(name, allowed)
+        if value is not None and value != allowed:
+            raise ModelError(
+                f"config.json of this {self.family} model: {name} = {value!r} is not supported, "
+                f"only {allowed!r}"
+            )
+
+    def wrong(self, name: str, expected: str) -> ModelError:
+        """The error for a value of the wrong kind."""
+        value = repr(self.values[name]) if name in self.values else "missing"
+        return ModelError(f"config.json of this {self.family} model: {name} is {value}, expected {expected}")
+
+    def _given(self, name: str, default: object) -> Any:
+        value = self.values.get(name)
+        return default if value is None else value
