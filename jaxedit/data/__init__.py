@@ -1,0 +1,37 @@
+"""Text in, arrays out: the only room that knows strings and tokenizers."""
+
+from jaxedit.data.corpus import read_text, token_blocks
+from jaxedit.data.counterfact import rebuild_neighborhood
+from jaxedit.data.encode import encode_requests, join_context, request_shape
+from jaxedit.data.facts import Fact, validate, validate_all
+from jaxedit.data.probes import encode_probes, probe_shape
+from jaxedit.data.records import dump_jsonl
+from jaxedit.data.shapes import ProbeShape, RequestShape, ladder, pad_probes, pad_requests
+from jaxedit.data.sources import load_facts
+from jaxedit.data.tokens import lookup_index
+from jaxedit.data.world import world_facts, world_text, world_versions
+
+__all__ = [
+    "Fact",
+    "ProbeShape",
+    "RequestShape",
+    "dump_jsonl",
+    "encode_probes",
+    "encode_requests",
+    "join_context",
+    "ladder",
+    "load_facts",
+    "lookup_index",
+    "pad_probes",
+    "pad_requests",
+    "probe_shape",
+    "read_text",
+    "rebuild_neighborhood",
+    "request_shape",
+    "token_blocks",
+    "validate",
+    "validate_all",
+    "world_facts",
+    "world_text",
+    "world_versions",
+]
