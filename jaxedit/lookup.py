@@ -1,0 +1,109 @@
+"""Running a batch of requests split at the lookup token: what never changes is run once and kept."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxedit.models.decoder import Decoder, Memory, causal_mask, positions
+from jaxedit.types import Requests, Trace
+
+
+class Rows(NamedTuple):
+    """The N = B * R rows of a batch, flattened, with positions and masks."""
+
+    prefix: Int[Array, "N P"]
+    prefix_valid: Bool[Array, "N P"]
+    tail: Int[Array, "N S"]
+    tail_valid: Bool[Array, "N S"]
+    prefix_position: Int[Array, "N P"]
+    tail_position: Int[Array, "N S"]
+
+    @property
+    def prefix_mask(self) -> Bool[Array, "N P P"]:
+        return causal_mask(self.prefix_valid)
+
+    @property
+    def tail_mask(self) -> Bool[Array, "N S P+S"]:
+        n, s = self.tail.shape
+        seen = jnp.broadcast_to(self.prefix_valid[:, None, :], (n, s, self.prefix.shape[1]))
+        return jnp.concatenate([seen, causal_mask(self.tail_valid)], axis=-1)
+
+    def take(self, index: Int[Array, "M"]) -> "Rows":
+        """A choice of rows."""
+        return Rows(*(x[index] for x in self))
+
+
+class SplitPass(NamedTuple):
+    """Hidden states around the edited layers `first..last` under the current weights."""
+
+    prefix_in: Float[Array, "N P d_model"]  # input of layer `first`
+    tail_in: Float[Array, "N S d_model"]  # the same for the tail
+    tail_out: Float[Array, "N S d_model"]  # output of layer `last`
+    memory: dict[int, Memory]  # attention keys and values of the prefix in every layer
+    trace: Trace  # at the lookup token, layers first..last: [N, 1, ...]
+
+
+def rows_of(requests: Requests) -> Rows:
+    """All rows of a batch, facts major."""
+    prefix, prefix_valid, tail, tail_valid = (x.reshape(-1, x.shape[-1]) for x in requests[:4])
+    whole = positions(jnp.concatenate([prefix_valid, tail_valid], axis=-1))
+    width = prefix.shape[-1]
+    return Rows(prefix, prefix_valid, tail, tail_valid, whole[:, :width], whole[:, width:])
+
+
+def bare_rows(requests: Requests) -> Int[Array, "B"]:
+    """Index of every fact's bare prompt among the flattened rows."""
+    facts, rows, _ = requests.prefix.shape
+    return jnp.arange(facts) * rows
+
+
+def split_pass(decoder: Decoder, rows: Rows, first: int, last: int) -> SplitPass:
+    """Runs prefixes through all layers and tails up to layer `last`, once."""
+    layers = decoder.config.n_layers
+    at, mask = rows.prefix_position, rows.prefix_mask
+    h = decoder.embed(rows.prefix, at)
+    prefix_in, _, below = decoder.run(h, range(first), position=at, mask=mask, keep_memory=True)
+    _, _, above = decoder.run(prefix_in, range(first, layers), position=at, mask=mask, keep_memory=True)
+    memory = below | above
+
+    at, mask = rows.tail_position, rows.tail_mask
+    h = decoder.embed(rows.tail, at)
+    tail_in, _, _ = decoder.run(h, range(first), position=at, mask=mask, memory=memory)
+    tail_out, trace, _ = decoder.run(
+        tail_in,
+        range(first, last + 1),
+        position=at,
+        mask=mask,
+        memory=memory,
+        trace=("key", "mlp", "residual"),
+        trace_at=jnp.zeros((rows.tail.shape[0], 1), jnp.int32),
+    )
+    return SplitPass(prefix_in, tail_in, tail_out, memory, trace)
+
+
+class Lead(NamedTuple):
+    """Prefix and lookup token as one sequence: all that keys and residuals at that token depend on."""
+
+    hidden: Float[Array, "N P+1 d_model"]
+    position: Int[Array, "N P+1"]
+    mask: Bool[Array, "N P+1 P+1"]
+
+    @property
+    def at_lookup(self) -> Int[Array, "N 1"]:
+        return jnp.full((self.hidden.shape[0], 1), self.hidden.shape[1] - 1)
+
+
+def lead_of(rows: Rows, split: SplitPass) -> Lead:
+    """The lead's hidden states at the input of the first edited layer."""
+    valid = jnp.concatenate([rows.prefix_valid, rows.tail_valid[:, :1]], axis=-1)
+    hidden = jnp.concatenate([split.prefix_in, split.tail_in[:, :1]], axis=1)
+    position = jnp.concatenate([rows.prefix_position, rows.tail_position[:, :1]], axis=-1)
+    return Lead(hidden, position, causal_mask(valid))
+
+
+def whole_rows(requests: Requests) -> tuple[Int[Array, "B P+S"], Bool[Array, "B P+S"], Int[Array, "B T"]]:
+    """Bare prompts with their targets as contiguous rows: tokens, which are valid, where targets are predicted."""
+    tokens = jnp.concatenate([requests.prefix[:, 0], requests.tail[:, 0]], axis=-1)
+    valid = jnp.concatenate([requests.prefix_mask[:, 0], requests.tail_mask[:, 0]], axis=-1)
+    return tokens, valid, requests.predict_at[:, 0] + requests.prefix.shape[-1]
