@@ -42,7 +42,7 @@ def load_moments(
     layers: Iterable[int],
     generate: Generate,
     key: Array,
-    report: Callable[[str, int, int], None],
+    report: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict[int, Float[Array, "d_k d_k"]]:
     """C0 by layer, from the cache or in one pass over the text.
 

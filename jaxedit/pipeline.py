@@ -20,7 +20,7 @@ from jaxedit.data.encode import encode_requests, request_shape
 from jaxedit.data.facts import Fact
 from jaxedit.data.probes import encode_probes, probe_shape
 from jaxedit.data.records import dump_jsonl
-from jaxedit.data.shapes import pad_probes, pad_requests
+from jaxedit.data.shapes import RequestShape, pad_probes, pad_requests
 from jaxedit.data.sources import load_facts
 from jaxedit.editors import Settings, method
 from jaxedit.errors import ConfigError, FactError, RunError
@@ -223,6 +223,7 @@ def finish(config: RunConfig, folder: RunFolder, prepared: Prepared, report: Rep
     if begun := folder.finished_chunks:
         edited, state = folder.restore(edited, state)
     folder.drop_unfinished(min(begun * config.chunk, len(batches)))
+    report("editing", min(begun * config.chunk, len(batches)), len(batches))
     for index, chunk in encoded_chunks(config, prepared, groups, begun):
         edited, state, steps = apply(edited, params.frozen, state, chunk)
         steps = jax.tree.map(lambda x: np.asarray(x)[: len(groups[index])], steps)  # noqa: B023
@@ -242,34 +243,47 @@ def batched(facts: list[Fact], size: int) -> list[list[Fact]]:
 def encoded_chunks(
     config: RunConfig, prepared: Prepared, groups: list[list[list[Fact]]], begun: int
 ) -> Iterator[tuple[int, Chunk]]:
-    """Chunks of one shape each, padded to full batches and full chunks with facts of weight 0."""
+    """Chunks in one of a few shapes, padded to full batches and full chunks with facts of weight 0."""
     tokenizer, limit = prepared.checkpoint.tokenizer, prepared.checkpoint.model.config.max_positions
     size = max(len(batch) for group in groups for batch in group)
     updates = min(config.chunk, max(map(len, groups)))
-    everything = [fact for group in groups for batch in group for fact in batch]
+    flat = [[fact for batch in group for fact in batch] for group in groups]
+    shapes = few_shapes([request_shape(f, tokenizer, prepared.contexts, max_length=limit) for f in flat])
+    everything = [fact for facts in flat for fact in facts]
     scored = probe_shape(everything, tokenizer, max_length=limit) if config.score else None
-    case = 0
-    for index, group in enumerate(groups):
-        facts = [fact for batch in group for fact in batch]
-        if index >= begun:
-            shape = request_shape(facts, tokenizer, prepared.contexts, max_length=limit)
-            requests, probes = [], []
-            for batch in group:
-                cases = range(case, case + len(batch))
-                case += len(batch)
-                encoded = encode_requests(
-                    batch, tokenizer, prepared.contexts, max_length=limit, shape=shape, cases=cases
-                )
-                requests.append(pad_requests(encoded, size))
-                if scored is not None:
-                    probes.append(
-                        pad_probes(encode_probes(batch, tokenizer, max_length=limit, shape=scored), size)
-                    )
-            requests += [empty(requests[-1])] * (updates - len(group))
-            probes += probes[-1:] * (updates - len(group))
-            yield index, Chunk(stack(requests), stack(probes) if probes else None)
-        else:
-            case += len(facts)
+    first_case = np.cumsum([0, *map(len, flat)])
+    for index in range(begun, len(groups)):
+        case, requests, probes = int(first_case[index]), [], []
+        for batch in groups[index]:
+            cases = range(case, case := case + len(batch))
+            encoded = encode_requests(
+                batch, tokenizer, prepared.contexts, max_length=limit, shape=shapes[index], cases=cases
+            )
+            requests.append(pad_requests(encoded, size))
+            if scored is not None:
+                encoded_probes = encode_probes(batch, tokenizer, max_length=limit, shape=scored)
+                probes.append(pad_probes(encoded_probes, size))
+        missing = updates - len(groups[index])
+        requests += [empty(requests[-1])] * missing
+        probes += probes[-1:] * missing
+        yield index, Chunk(stack(requests), stack(probes) if probes else None)
+
+
+def few_shapes(needed: Sequence[RequestShape]) -> list[RequestShape]:
+    """A shape for every chunk, two different ones at most, since each costs a compilation.
+
+    Prefixes are run once and share one size. Tails are run at every step of an optimisation, so chunks
+    whose tails are not above the median keep a smaller one.
+    """
+    median = sorted(shape.S for shape in needed)[len(needed) // 2]
+    prefix = max(shape.P for shape in needed)
+
+    def common(members: list[RequestShape]) -> RequestShape:
+        return RequestShape(prefix, max(shape.S for shape in members), max(shape.T for shape in members))
+
+    small = common([shape for shape in needed if median >= shape.S])
+    large = common(list(needed))
+    return [small if median >= shape.S else large for shape in needed]
 
 
 def empty(requests: Requests) -> Requests:

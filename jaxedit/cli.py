@@ -1,0 +1,223 @@
+"""The `jaxedit` command line, derived from frozen dataclasses."""
+
+import os
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install PyTorch
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from tyro.conf import Positional, arg, subcommand
+
+from jaxedit import pipeline
+from jaxedit.configs import build, read_toml
+from jaxedit.data import dump_jsonl, load_facts
+from jaxedit.errors import ConfigError, FactError, JaxeditError
+from jaxedit.export import export
+from jaxedit.models.sources import default_cache
+from jaxedit.pipeline import RunConfig
+from jaxedit.report.figures import write_figures
+from jaxedit.report.progress import reporting
+from jaxedit.report.record import read_run
+from jaxedit.report.tables import editor_table, fact_table, run_table
+from jaxedit.trajectory.store import RunFolder
+
+BAD_INPUT, STOPPED = 2, 130
+CACHED_SECONDS = 0.3  # programs that compile faster than this are not kept
+CACHED_BYTES = 2 * 1024**3
+COMPARISON = "comparison"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every command takes."""
+
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing(Common):
+    """What every command takes that compiles."""
+
+    compile_cache: bool = True
+    """Keep compiled programs in the cache folder. JAXEDIT_COMPILE_CACHE=0 turns it off for good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Computing):
+    """Edit facts one after the other and write a run folder."""
+
+    file: Annotated[Positional[Path | None], arg(metavar="CONFIG.toml")] = None
+    """TOML file of the options below, each under its own name; options given here come before it."""
+    config: Annotated[RunConfig, arg(name="")] = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume(Computing):
+    """Go on with a stopped run from its last finished chunk."""
+
+    run: Positional[Path]
+    """The run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Common):
+    """Write the figures of runs again, and print their table."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run folders."""
+    out: Path | None = None
+    """Folder for the figures that compare several runs; by default `comparison` beside the first of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Common):
+    """Write the edited model of a run as a Hugging Face folder."""
+
+    run: Positional[Path]
+    """The run folder."""
+    out: Positional[Path]
+    """Folder to write; it must not exist."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the stored weights; in 16 bits small edits may be rounded away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editors(Common):
+    """List the editors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts(Common):
+    """Count the facts of a set by relation, with an example of each."""
+
+    source: Positional[str] = "world"
+    """"world", or a file of facts (CounterFact, zsRE, KnowEdit, JSONL)."""
+    out: Path | None = None
+    """Write them to this file too, one JSON object a line."""
+    limit: int | None = None
+    """Take only so many, from the first on."""
+    seed: int = 0
+    """Of the embedded set's wordings and targets."""
+
+
+Command = Run | Resume | Report | Export | Editors | Facts
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; exits with 2 on bad input, 130 when stopped by the user."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    out, err = Console(), Console(stderr=True)
+    debug = "--debug" in arguments
+    try:
+        command = parse(arguments)
+        if isinstance(command, Computing) and command.compile_cache:
+            keep_compiled()
+        execute(command, out, err)
+    except JaxeditError as error:
+        if debug:
+            raise
+        say(err, f"error: {error}", style="red")
+        raise SystemExit(BAD_INPUT) from None
+    except KeyboardInterrupt:
+        say(err, "stopped; `jaxedit resume RUN` goes on from the last finished chunk")
+        raise SystemExit(STOPPED) from None
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """The command of the arguments; a run's TOML file gives the defaults of its options."""
+    command = _parse(arguments, Run())
+    if isinstance(command, Run) and command.file is not None:
+        given = build(RunConfig, read_toml(command.file), str(command.file))
+        return _parse(arguments, replace(Run(), config=given))
+    return command
+
+
+def _parse(arguments: Sequence[str], run: Run) -> Command:
+    commands: Any = (
+        Annotated[Run, subcommand("run", default=run)]
+        | Annotated[Resume, subcommand("resume")]
+        | Annotated[Report, subcommand("report")]
+        | Annotated[Export, subcommand("export")]
+        | Annotated[Editors, subcommand("editors")]
+        | Annotated[Facts, subcommand("facts")]
+    )
+    about = "Edits the knowledge of language models, and measures what that does to them."
+    return tyro.cli(commands, args=arguments, prog="jaxedit", description=about)
+
+
+def keep_compiled() -> None:
+    """Turns JAX's persistent compilation cache on, unless the environment has set it, or has it off."""
+    if os.environ.get("JAXEDIT_COMPILE_CACHE", "1") == "0" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
+    jax.config.update("jax_compilation_cache_max_size", CACHED_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_SECONDS)
+
+
+def execute(command: Command, out: Console, err: Console) -> None:
+    """Does what a command asks; results go to `out`, progress to `err`."""
+    match command:
+        case Run(config=config):
+            _edit(lambda report: pipeline.run(config, report), out, err)
+        case Resume(run=run):
+            _edit(lambda report: pipeline.resume(run, report), out, err)
+        case Report(runs=runs, out=folder):
+            _report(runs, folder, out)
+        case Export(run=run, out=folder, dtype=dtype):
+            say(out, f"The edited model is in {export(run, folder, jnp.dtype(dtype))}")
+        case Editors():
+            out.print(editor_table())
+        case Facts():
+            _facts(command, out)
+
+
+def _edit(edit: Any, out: Console, err: Console) -> None:
+    start = time.monotonic()
+    with reporting(err, "loading the model") as report:
+        folder: RunFolder = edit(report)
+    seconds = time.monotonic() - start
+    _report((folder.path,), None, out)
+    say(out, f"The run is in {folder.path}; it took {seconds:.0f} s.")
+
+
+def _report(paths: Sequence[Path], comparison: Path | None, out: Console) -> None:
+    if not paths:
+        raise ConfigError("no run is named: give one or more run folders")
+    runs = [read_run(path) for path in paths]
+    written = []
+    for run, path in zip(runs, paths, strict=True):
+        written += write_figures([run], path / "figures")
+    if len(runs) > 1 or comparison is not None:
+        written += write_figures(runs, comparison or paths[0].resolve().parent / COMPARISON)
+    out.print(run_table(runs))
+    for folder in dict.fromkeys(file.parent for file in written):
+        names = ", ".join(file.name for file in written if file.parent == folder)
+        say(out, f"Figures in {folder}: {names}")
+
+
+def _facts(command: Facts, out: Console) -> None:
+    facts = load_facts(command.source, seed=command.seed, limit=command.limit)
+    if command.out is not None:
+        if command.out.exists():
+            raise FactError(f"{command.out} exists already: choose another file")
+        dump_jsonl(facts, command.out)
+    out.print(fact_table(facts))
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Prints a line as it is: no markup, no colouring of numbers, no breaks but its own."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

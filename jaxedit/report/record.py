@@ -1,0 +1,105 @@
+"""What figures and tables need to know of a run, read from its folder."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxedit.errors import RunError
+from jaxedit.evaluation.edits import summarise
+from jaxedit.trajectory.store import RunFolder
+
+SCORES = ("ES", "PS", "NS")
+RIGHT_AFTER = {"ES": "rewrite_success", "PS": "paraphrase_success", "NS": "neighborhood_success"}
+
+
+class RunRecord(NamedTuple):
+    """One run, finished or stopped. `unedited`, `final` and `unedited_norm` are empty until it is finished."""
+
+    name: str  # of its folder
+    editor: str
+    asked: int  # facts the run is to edit
+    edits: Int[np.ndarray, "U"]  # facts written after each update
+    norm: dict[str, Float[np.ndarray, "U"]]  # ||W||_F of each edited matrix after each update
+    scores: dict[str, Float[np.ndarray, "E"]]  # of each fact right after its update; empty without scoring
+    not_finite: int  # updates with numbers that are not finite
+    unedited: dict[str, float]  # ES, PS, NS, S, ... of all edits on the unedited model
+    final: dict[str, float]  # the same on the final model
+    unedited_norm: dict[str, float]  # ||W||_F of every MLP matrix before the first update
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.final)
+
+    def right_after(self) -> dict[str, float]:
+        """Means over the facts scored right after their update, as `summarise` names them."""
+        return summarise(self.scores) if self.scores else {}
+
+    def running(self, score: str) -> Float[np.ndarray, "E"]:
+        """Mean of a score over the first 1, 2, ... edits, each right after its update; NaN before there is one."""
+        values = self.scores[RIGHT_AFTER[score]]
+        there = ~np.isnan(values)
+        with np.errstate(invalid="ignore"):
+            return np.cumsum(np.where(there, values, 0.0)) / np.cumsum(there)
+
+    def trajectory(self, path: str) -> tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N"]]:
+        """Edits and norm of an edited matrix, from the unedited one on where that is known."""
+        if path not in self.unedited_norm:
+            return self.edits, self.norm[path]
+        return np.r_[0, self.edits], np.r_[self.unedited_norm[path], self.norm[path]]
+
+    def growth(self, path: str) -> Float[np.ndarray, "N"]:
+        """Norm of an edited matrix over that of the start of its `trajectory`, minus 1."""
+        _, norm = self.trajectory(path)
+        return norm / norm[0] - 1.0
+
+    def same_kind(self, path: str) -> list[float]:
+        """Unedited norms of the matrices of the same kind in all layers that this run does not edit."""
+        return [
+            norm
+            for other, norm in self.unedited_norm.items()
+            if kind_of(other) == kind_of(path) and other not in self.norm
+        ]
+
+
+def read_run(path: str | Path) -> RunRecord:
+    """The record of a run folder. Raises RunError where it is none, is damaged, or has no update yet."""
+    folder = RunFolder.open(path)
+    lines = folder.metrics()
+    if not lines:
+        raise RunError(f"{path} has no finished update to report: `jaxedit resume {path}` goes on with it")
+    config = folder.read("config")
+    done = (folder.path / "summary.json").is_file()
+    summary = folder.read("summary") if done else {"unedited": {}, "final": {}, "unedited_norm": {}}
+    return RunRecord(
+        name=folder.path.resolve().name,
+        editor=str(config["editor"]),
+        asked=int(config["count"]),
+        edits=np.cumsum([len(line["facts"]) for line in lines]),
+        norm={p: _floats(line["norm"][p] for line in lines) for p in sorted(lines[0]["norm"], key=layer_of)},
+        scores={
+            name: _floats(value for line in lines for value in line["scores"][name])
+            for name in lines[0]["scores"]
+        },
+        not_finite=sum(not line["finite"] for line in lines),
+        unedited=summary["unedited"],
+        final=summary["final"],
+        unedited_norm=summary["unedited_norm"],
+    )
+
+
+def layer_of(path: str) -> int:
+    """The layer's number in a parameter path; -1 where there is none."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), -1)
+
+
+def kind_of(path: str) -> str:
+    """A parameter path without its layer's number."""
+    return ".".join(part for part in path.split(".") if not part.isdigit())
+
+
+def _floats(values: Iterable[Any]) -> Float[np.ndarray, "N"]:
+    return np.array([np.nan if value is None else value for value in values], np.float64)

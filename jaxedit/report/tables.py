@@ -1,0 +1,91 @@
+"""Tables for the terminal: runs and their scores, editors, facts."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from jaxedit.data.facts import Fact
+from jaxedit.editors import METHODS
+from jaxedit.report.record import SCORES, RunRecord
+
+
+def run_table(runs: Sequence[RunRecord]) -> Table:
+    """Three rows a run, in percent: scores on the unedited model, right after each edit, on the final model.
+
+    `growth` is that of the edited matrix whose norm grew most.
+    """
+    title = "Scores of the edited facts and growth of norms, in percent"
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for name in ("run", "editor", "edits", "scored"):
+        table.add_column(
+            name, justify="right" if name == "edits" else "left", no_wrap=name != "run", overflow="fold"
+        )
+    for name in (*SCORES, "S"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=5)
+    table.add_column("growth", justify="right", no_wrap=True)
+    for run in runs:
+        phases = {
+            "unedited": run.unedited,
+            "right after": run.right_after(),
+            "final": run.final,
+        }
+        for index, (phase, means) in enumerate(phases.items()):
+            edits = str(run.edits[-1]) if run.finished else f"{run.edits[-1]} of {run.asked}"
+            first = (escape(run.name), escape(run.editor), edits) if index == 0 else ("", "", "")
+            last = _growth(run) if index == 2 else ""
+            style = "bold" if index == 2 else ""
+            scores = [_percent(means.get(name)) for name in (*SCORES, "S")]
+            table.add_row(*first, phase, *scores, last, style=style, end_section=index == 2)
+    damaged = [f"{run.name}: {run.not_finite} updates are not finite" for run in runs if run.not_finite]
+    stopped = [f"{run.name}: stopped; `jaxedit resume` goes on with it" for run in runs if not run.finished]
+    if damaged or stopped:
+        table.caption, table.caption_justify = escape("\n".join(damaged + stopped)), "left"
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or np.isnan(value) else f"{100 * value:.1f}"
+
+
+def _growth(run: RunRecord) -> str:
+    return f"{100 * max(run.growth(path)[-1] for path in run.norm):+.2f}"
+
+
+def editor_table() -> Table:
+    """Every editing method: its paper, what it writes and what it remembers."""
+    table = Table("name", "paper", "kind", "edits", "remembers", title="Editors", title_justify="left")
+    for row in METHODS.values():
+        table.add_row(f"[bold]{row.name}[/]", row.paper, row.kind, row.edits, row.remembers)
+    return table
+
+
+def fact_table(facts: Iterable[Fact]) -> Table:
+    """Facts by relation: how many, and the first of each."""
+    facts = list(facts)
+    first: dict[str, Fact] = {}
+    for fact in facts:
+        first.setdefault(fact.relation, fact)
+    table = Table(title=f"{len(facts)} facts", title_justify="left", show_footer=False)
+    table.add_column("relation")
+    table.add_column("facts", justify="right")
+    table.add_column("for example")
+    for relation, count in sorted(
+        Counter(fact.relation for fact in facts).items(), key=lambda x: (-x[1], x[0])
+    ):
+        fact = first[relation]
+        example = (
+            f"{escape(fact.prompt)} [dim]{escape(fact.target_true)}[/] → [bold]{escape(fact.target_new)}[/]"
+        )
+        table.add_row(escape(relation) or "–", str(count), example)
+    return table

@@ -1,0 +1,186 @@
+"""What every editor of the table must do, whatever it computes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+from jaxedit.editors import METHODS, Settings
+from jaxedit.editors.registry import Method
+from jaxedit.trajectory.run import Chunk, chunk_function, stack
+from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests
+from tests.cases import FACTS, Case, compiled, relative, same_bits
+
+CLOSED = Settings(steps=3, learning_rate=0.1, weight_decay=0.01, lam=0.5, stop_loss=0.0)
+GRADIENT = Settings(steps=3, learning_rate=1e-3, stop_loss=0.0)
+CONTEXTS = ("", "Because of it", "I")
+BATCHES = ((0, 1), (2, 3), (4, 0))
+Updated = tuple[Params, Any, EditInfo]
+
+
+@dataclass
+class Row:
+    """One editor on the tiny GPT-2, its update compiled, and how often it was traced."""
+
+    method: Method
+    case: Case
+    config: Any
+    editor: Editor
+    params: Params
+    state: Any
+    batches: list[Requests]
+    update: Callable[[Params, Any, Requests], Updated]
+    traces: list[int]
+
+    @property
+    def paths(self) -> list[str]:
+        return list(self.case.model.edited_paths(self.config.layers).values())
+
+    def first(self) -> Updated:
+        return self.update(self.params, self.state, self.batches[0])
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def row(request: pytest.FixtureRequest, gpt2: Case) -> Row:
+    method = METHODS[request.param]
+    config = method.configure(gpt2.model.config, CLOSED if method.needs_moments else GRADIENT)
+    editor = method.build(gpt2.model, gpt2.moments, config)
+    params, traces = gpt2.params(config.layers), []
+
+    def update(params: Params, state: Any, requests: Requests) -> Updated:
+        traces.append(1)
+        return editor.update(params, state, requests)
+
+    whole = gpt2.encode(FACTS, CONTEXTS)
+    batches = [jax.tree.map(lambda x: x[jnp.array(batch)], whole) for batch in BATCHES]  # noqa: B023
+    return Row(method, gpt2, config, editor, params, editor.init(params), batches, compiled(update), traces)
+
+
+def shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+def test_types_and_shapes(row: Row) -> None:
+    params, state, info = row.first()
+    assert isinstance(row.editor, Editor)
+    assert isinstance(params, Params)
+    assert isinstance(info, EditInfo)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((row.state, state, info)))
+    assert shapes(params) == shapes(row.params)
+    assert shapes(state) == shapes(row.state)
+    assert sorted(info.delta) == sorted(row.paths)
+    for path, delta in info.delta.items():
+        d_in, d_out = row.params.edited[path].shape
+        if isinstance(delta, LowRank):
+            facts = len(BATCHES[0])
+            assert shapes(delta) == LowRank(((d_in, facts), jnp.float32), ((facts, d_out), jnp.float32))
+        else:
+            assert shapes(delta) == ((d_in, d_out), jnp.float32)
+    assert isinstance(info.delta[row.paths[0]], LowRank) == row.method.needs_moments
+    assert info.finite.shape == ()
+    assert info.finite.dtype == bool
+    assert bool(info.finite)
+
+
+def test_delta_is_the_change_of_the_matrices(row: Row) -> None:
+    params, _, info = row.first()
+    for path, delta in info.delta.items():
+        change = np.asarray(params.edited[path], np.float64) - np.asarray(row.params.edited[path], np.float64)
+        stated = np.asarray(delta.left, np.float64) @ delta.right if isinstance(delta, LowRank) else delta
+        assert np.linalg.norm(change) > 0
+        scale = np.linalg.norm(row.params.edited[path])
+        assert np.linalg.norm(change - stated) <= 1e-6 * scale
+
+
+def test_arguments_are_left_as_they_were_and_the_same_call_gives_the_same_bits(row: Row) -> None:
+    before = jax.tree.map(lambda x: np.array(x), (row.params, row.state, row.batches[0]))
+    first = row.first()
+    assert same_bits((row.params, row.state, row.batches[0]), before)
+    assert same_bits(row.first(), first)
+
+
+def test_compiled_once_over_a_sequence(row: Row) -> None:
+    params, state = row.params, row.state
+    for requests in row.batches:
+        params, state, _ = row.update(params, state, requests)
+    assert len(row.traces) == 1
+
+
+def test_update_uncompiled_is_the_compiled_one_and_gives_the_frozen_weights_back(row: Row) -> None:
+    params, state, info = row.first()
+    with jax.disable_jit():
+        plain_params, plain_state, plain_info = row.editor.update(row.params, row.state, row.batches[0])
+    assert plain_params.frozen is row.params.frozen
+    assert shapes(plain_state) == shapes(state)
+    assert shapes(plain_info) == shapes(info)
+    for path in row.paths:
+        start = np.asarray(row.params.edited[path], np.float64)
+        assert relative(plain_params.edited[path] - start, params.edited[path] - start) <= 1e-3
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_finite_is_false_where_a_weight_is_not(row: Row, bad: float) -> None:
+    path = "layers.2.attention.value.kernel"
+    broken = row.params.frozen | {path: row.params.frozen[path].at[0, 0].set(bad)}
+    _, _, info = row.update(row.params._replace(frozen=broken), row.state, row.batches[0])
+    assert not bool(info.finite)
+    assert len(row.traces) == 1
+
+
+def test_finite_is_false_where_a_second_moment_in_use_is_not(row: Row) -> None:
+    moments = {layer: moment.at[0, 0].set(jnp.nan) for layer, moment in row.case.moments.items()}
+    state = row.method.build(row.case.model, moments, row.config).init(row.params)
+    _, _, info = row.update(row.params, state, row.batches[0])
+    assert bool(info.finite) != row.method.needs_moments
+
+
+def test_frozen_weights_in_bfloat16_stay_so_and_edited_ones_in_float32(row: Row) -> None:
+    half = {path: leaf.astype(jnp.bfloat16) for path, leaf in row.params.frozen.items()}
+    params = Params(row.params.edited, half)
+    update = compiled(row.editor.update)
+    after, state, info = update(params, row.state, row.batches[0])
+    assert bool(info.finite)
+    assert shapes(after) == shapes(params)
+    assert shapes(state) == shapes(row.state)
+    exact = row.first()[0]
+    for path in row.paths:
+        assert after.edited[path].dtype == jnp.float32
+        start = np.asarray(row.params.edited[path], np.float64)
+        assert (
+            relative(after.edited[path] - start, exact.edited[path] - start) <= 0.5
+        )  # bfloat16 keeps 3 digits
+
+
+def copies(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def test_driver_is_the_updates_one_by_one_and_repeats_bit_by_bit(row: Row) -> None:
+    run, chunk = chunk_function(row.editor), Chunk(stack(row.batches), None)
+
+    def once() -> tuple[dict[str, Array], Any, Any]:
+        return run(copies(row.params.edited), row.params.frozen, copies(row.state), chunk)
+
+    edited, state, steps = once()
+    assert same_bits(once(), (edited, state, steps))
+    params, expected_state = row.params, row.state
+    for i, requests in enumerate(row.batches):
+        before = params
+        params, expected_state, info = row.update(params, expected_state, requests)
+        assert bool(steps.finite[i])
+        for path in row.paths:
+            change = params.edited[path] - before.edited[path]
+            assert float(steps.delta_norm[path][i]) == pytest.approx(float(jnp.linalg.norm(change)), rel=1e-3)
+            assert float(steps.norm[path][i]) == pytest.approx(
+                float(jnp.linalg.norm(params.edited[path])), rel=1e-5
+            )
+        assert sorted(steps.metrics) == sorted(info.metrics)
+    for path in row.paths:
+        start = np.asarray(row.params.edited[path], np.float64)
+        assert relative(edited[path] - start, params.edited[path] - start) <= 1e-3
+    assert shapes(state) == shapes(expected_state)

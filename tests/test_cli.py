@@ -1,0 +1,209 @@
+"""The command line end to end on a tiny random model, in a cache of its own."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from transformers import AutoModelForCausalLM
+
+from jaxedit import pipeline
+from jaxedit.cli import main, parse
+from jaxedit.data import Fact, dump_jsonl, load_facts
+from jaxedit.evaluation.edits import branch_mask
+from jaxedit.models.sources import load
+
+from .reference.tiny import save_tiny, tiny_llama, tiny_tokenizer
+
+FACTS = [
+    Fact(
+        id=subject,
+        subject=subject,
+        prompt=f"The town of {subject} is located in",
+        target_new=new,
+        target_true=true,
+        paraphrases=(f"Where is {subject}? In",),
+        neighborhood=("The capital of the country is",),
+        relation="place",
+    )
+    for subject, new, true in (
+        ("Paris", "Rome", "Lyon"),
+        ("Lyon", "Rome", "Paris"),
+        ("Rome", "Lyon", "Paris"),
+    )
+]
+CONFIG = """
+editor = "memit"
+count = 3
+chunk = 2
+known = false
+
+[settings]
+steps = 2
+layers = [1]
+
+[moments]
+length = 32
+"""
+
+
+class Stopped(Exception):
+    """Ends a run from within its report callback."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a model, facts, a configuration and a finished run; JAX keeps what it compiles in it."""
+    home = tmp_path_factory.mktemp("cli")
+    save_tiny(tiny_llama(torch.float32, max_position_embeddings=256), tiny_tokenizer(), home / "model")
+    dump_jsonl(FACTS, home / "facts.jsonl")
+    paths = f"model = {json.dumps(str(home / 'model'))}\nfacts = {json.dumps(str(home / 'facts.jsonl'))}\n"
+    (home / "run.toml").write_text(paths + CONFIG)
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_compilation_cache_max_size",
+        "jax_persistent_cache_min_compile_time_secs",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXEDIT_CACHE", str(home / "cache"))
+        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        reset_cache()
+        main(["run", str(home / "run.toml"), "--out", str(home / "run")])
+        yield home
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reset_cache()
+
+
+def numbers(run: Path) -> tuple[bytes, bytes]:
+    return (run / "metrics.jsonl").read_bytes(), (run / "summary.json").read_bytes()
+
+
+def test_a_run_leaves_everything_behind(home: Path) -> None:
+    run = home / "run"
+    for name in ("config.json", "environment.json", "facts.jsonl", "summary.json"):
+        assert (run / name).stat().st_size > 0, name
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["facts"] for line in lines] == [["Paris"], ["Lyon"], ["Rome"]]
+    assert len(list((run / "updates").glob("*.safetensors"))) == 2
+    assert {file.name for file in (run / "figures").iterdir()} == {
+        "norms.png", "norms.svg", "scores.png", "scores.svg",
+    }  # fmt: skip
+    assert any((home / "cache" / "compiled").iterdir()), "compiled programs are kept"
+
+
+def test_the_same_run_again_gives_the_same_bits(home: Path) -> None:
+    main(["run", str(home / "run.toml"), "--out", str(home / "again")])
+    assert numbers(home / "again") == numbers(home / "run")
+
+
+def test_resuming_a_stopped_run_gives_the_same_bits(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "editing" and done == 2:
+            raise Stopped
+
+    stopped = home / "stopped"
+    with pytest.raises(Stopped):
+        pipeline.run(parse(["run", str(home / "run.toml"), "--out", str(stopped)]).config, stop)
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 2, "fac')
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", str(stopped)])
+    assert "metrics.jsonl, line 3 is damaged" in capsys.readouterr().err
+    main(["resume", str(stopped)])
+    assert numbers(stopped) == numbers(home / "run")
+
+
+def test_export_is_the_edited_model_for_transformers(home: Path) -> None:
+    out = home / "exported"
+    main(["export", str(home / "run"), str(out)])
+    base, exported = load(str(home / "model")), load(str(out))
+    changed = {p for p, w in base.params.items() if not np.array_equal(w, exported.params[p])}
+    assert changed == {"layers.1.mlp.down.kernel"}
+    summary = json.loads((home / "run" / "summary.json").read_text())
+    norm = np.linalg.norm(np.asarray(exported.params["layers.1.mlp.down.kernel"], np.float64))
+    assert norm == pytest.approx(summary["final_norm"]["layers.1.mlp.down.kernel"], rel=1e-6)
+
+    tokens = np.arange(3, 43)[None]
+    decoder = exported.model.bind(exported.params)
+    position, branch = np.arange(40)[None], np.zeros((1, 40), np.int32)
+    hidden = decoder.embed(tokens, position)
+    layers = range(exported.model.config.n_layers)
+    hidden = decoder.run(hidden, layers, position=position, mask=branch_mask(branch))[0]
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(out)(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(decoder.logits(hidden), expected, atol=1e-5)
+
+
+def test_report_compares_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(home / "run", home / "copy")
+    main(["report", str(home / "run"), str(home / "copy"), "--out", str(home / "both")])
+    assert len(list((home / "both").iterdir())) == 4
+    assert "right after" in capsys.readouterr().out
+
+
+def test_options_come_before_the_file(home: Path) -> None:
+    config = parse(["run", str(home / "run.toml"), "--chunk", "5", "--settings.steps", "7"]).config
+    assert (config.chunk, config.settings.steps) == (5, 7)
+    assert (config.count, config.settings.layers, config.known) == (3, (1,), False)
+
+
+def test_facts_are_counted_and_written(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["facts", str(home / "facts.jsonl"), "--out", str(home / "written.jsonl"), "--limit", "2"])
+    assert load_facts(home / "written.jsonl") == FACTS[:2]
+    assert "place" in capsys.readouterr().out
+
+
+def test_editors_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["editors"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("memit", "r-rome", "ft-l"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run --editor memmit", "unknown editor 'memmit'. Did you mean 'memit'"),
+        ("run --model smollm-135m", "unknown model 'smollm-135m'. Did you mean 'smollm2-135m'?"),
+        ("run {home}/bad.toml", "unknown setting 'learning_rat'. Did you mean 'learning_rate'"),
+        ("run {home}/run.toml --settings.layers 9", "layer 9 is out of range: the model has layers 0 to 3"),
+        ("run {home}/run.toml --editor ft --settings.lam 3", "editor 'ft': unknown setting 'lam'"),
+        ("run {home}/run.toml --count 4", "has 3 facts but 4 are asked for"),
+        ("run {home}/absent.toml", "there is no configuration file"),
+        ("run {home}/run.toml --out {home}/run", "exists already. Continue it with `jaxedit resume"),
+        ("run {home}/run.toml --count 0", "count is 0; it must be at least 1"),
+        ("resume {home}/model", "is not a run folder"),
+        ("report", "no run is named"),
+        ("export {home}/run {home}/model", "exists already: choose another folder"),
+        ("facts nothing.jsonl", "unknown set of facts"),
+        ("facts {home}/facts.jsonl --out {home}/facts.jsonl", "exists already: choose another file"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    arguments: str,
+    message: str,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(home)  # where a run would write to by default
+    (home / "bad.toml").write_text("[settings]\nlearning_rat = 0.1\n")
+    before = sorted(home.iterdir())
+    with pytest.raises(SystemExit) as stop:
+        main([part.format(home=home) for part in arguments.split()])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error
+    assert "Traceback" not in error
+    assert sorted(home.iterdir()) == before, "nothing is left behind, nothing is lost"
+
+
+def test_debug_shows_where_an_error_came_from() -> None:
+    with pytest.raises(pipeline.ConfigError):
+        main(["run", "--editor", "memmit", "--debug"])

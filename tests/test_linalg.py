@@ -1,0 +1,74 @@
+"""The linear algebra against numpy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxedit.linalg import dense, frobenius, safe_norm, spd_inverse, woodbury
+from jaxedit.types import LowRank
+from tests.cases import relative
+
+
+def spd(rng: np.random.Generator, size: int, condition: float) -> np.ndarray:
+    """Symmetric positive definite, eigenvalues from 1 down to 1 / condition."""
+    basis, _ = np.linalg.qr(rng.standard_normal((size, size)))
+    return (basis * np.geomspace(1.0, 1.0 / condition, size)) @ basis.T
+
+
+def in_double(x: np.ndarray) -> jax.Array:
+    with jax.enable_x64(True):
+        return jnp.asarray(x, jnp.float64)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), condition=st.sampled_from([1e0, 1e3, 1e6, 1e9]))
+def test_inverse_is_good_to_double_precision_for_any_condition(seed: int, condition: float) -> None:
+    matrix = spd(np.random.default_rng(seed), 12, condition)
+    inverse = np.asarray(spd_inverse(in_double(matrix)))
+    assert inverse.dtype == np.float64
+    assert np.linalg.norm(matrix @ inverse - np.eye(12)) <= 1e-14 * condition + 1e-12
+
+
+def test_inverse_of_what_is_not_positive_definite_is_nan() -> None:
+    for matrix in (np.diag([1.0, -1.0]), np.full((2, 2), np.nan)):
+        assert not np.isfinite(np.asarray(spd_inverse(in_double(matrix)))).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), condition=st.sampled_from([1e0, 1e3, 1e6]))
+def test_woodbury_is_the_inverse_of_the_sum(seed: int, condition: float) -> None:
+    rng = np.random.default_rng(seed)
+    matrix, columns = spd(rng, 12, condition), rng.standard_normal((12, 3))
+    inverse = np.linalg.inv(matrix)
+    updated = woodbury(in_double(inverse), in_double(columns), in_double(inverse @ columns))
+    assert updated.dtype == np.float64
+    assert relative(updated, np.linalg.inv(matrix + columns @ columns.T)) <= 1e-14 * condition + 1e-12
+    assert np.array_equal(updated, np.asarray(updated).T)
+
+
+def test_norm_has_gradient_zero_at_zero_and_the_unit_vector_elsewhere() -> None:
+    gradient = jax.grad(lambda x: safe_norm(x).sum())(jnp.array([[0.0, 0.0], [3.0, 4.0]]))
+    np.testing.assert_allclose(gradient, [[0.0, 0.0], [0.6, 0.8]], rtol=1e-6)
+
+
+def test_dense_and_frobenius_are_numpys() -> None:
+    rng = np.random.default_rng(0)
+    left, right = (
+        rng.standard_normal((7, 2)).astype(np.float32),
+        rng.standard_normal((2, 5)).astype(np.float32),
+    )
+    product = dense(LowRank(jnp.asarray(left), jnp.asarray(right)))
+    assert relative(product, left.astype(np.float64) @ right) <= 1e-6
+    assert dense(product) is product
+    assert float(frobenius(product)) == pytest.approx(
+        np.linalg.norm(left.astype(np.float64) @ right), rel=1e-6
+    )
+    assert float(frobenius(jnp.zeros((3, 3)))) == 0.0
+
+
+def test_frobenius_of_bfloat16_sums_in_float32() -> None:
+    ones = jnp.ones(10_000, jnp.bfloat16)  # a bfloat16 sum of ones stops at 256
+    assert float(frobenius(ones)) == pytest.approx(100.0)
