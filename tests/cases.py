@@ -21,9 +21,6 @@ from jaxedit.types import Params, Requests
 from tests.reference import facts as reference
 from tests.reference.tiny import TINY_CONTEXTS, TINY_FACTS, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
 
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""`jax.jit` that compiles twice as fast, for code that runs a few times."""
-
 torch.set_num_threads(1)  # beside XLA's threads more of them only spin
 
 LAYER = 1  # of editors of one layer

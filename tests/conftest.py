@@ -1,8 +1,19 @@
 """Fixtures that several rooms share."""
 
+from collections.abc import Iterator
+
+import jax
 import pytest
 
 from tests.cases import BUILDERS, Case, make_case
+
+
+@pytest.fixture(autouse=True)
+def light_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiles tiny models in half the time and runs them a little slower; real models as users have them."""
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("slow") is None)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from jaxedit.models.decoder import Decoder, Tap, causal_mask, positions
 from jaxedit.models.model import Model
 from jaxedit.types import Params, Requests
 from jaxedit.values import ValueConfig, Values, lookup_value, minimise, optimise_values, value_loss
-from tests.cases import FACTS, LAYER, Case, compiled, oracle_facts, relative
+from tests.cases import FACTS, LAYER, Case, oracle_facts, relative
 from tests.reference.tiny import TINY_CONTEXTS
 from tests.reference.values import Value, optimise_value
 
@@ -26,7 +26,7 @@ CONFIG = ValueConfig(learning_rate=0.1, steps=20, weight_decay=0.01, clamp=4.0, 
 SITES = ("mlp", "block")
 
 
-@functools.partial(compiled, static_argnums=(0, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def optimised(
     model: Model, params: Params, requests: Requests, site: str, steps: int, numbers: dict[str, float]
 ) -> Values:
@@ -87,7 +87,7 @@ def summed(loss: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return lambda delta: loss(delta).sum()
 
 
-@functools.partial(compiled, static_argnums=(0, 3))
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def gradients(
     model: Model, params: Params, requests: Requests, config: ValueConfig, delta: Array
 ) -> tuple[Array, Array]:

@@ -2,7 +2,7 @@
 
 With columns, `W k`: all of them write residuals R at keys K while preserving what `A` weighs,
 
-    Delta = R (Q^T A^-1 K + ridge I)^-1 K^T A^-1,    A = lam C0 + lam_n I + K_p K_p^T,
+    Delta = R (K^T A^-1 Q + ridge I)^-1 K^T A^-1,    A = lam C0 + lam_n I + K_p K_p^T,
 
 where Q = K but for ROME. MEMIT is ridge 1, since `R K^T (A + K K^T)^-1 = R (K^T A^-1 K + I)^-1 K^T A^-1`;
 EMMET is ridge eps; ROME and r-ROME are ridge 0. Arrays here are rows (`[n, d]`), weights `[in, out]`.
@@ -50,7 +50,7 @@ def write(
     ridge: float | Float[Array, ""],
     weight: Float[Array, "n"],
 ) -> LowRank:
-    """Delta as factors `left = A^-1 K (Q^T A^-1 K + ridge I)^-1`, `right = R^T`.
+    """Delta as factors `left = A^-1 K (K^T A^-1 Q + ridge I)^-1`, `right = R^T`.
 
     `query` are the keys at which the residual is measured (those of `solved` but for ROME). Rows of weight
     0 are padding: their keys and residuals must be zero, and they contribute nothing.

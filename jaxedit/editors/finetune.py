@@ -47,7 +47,7 @@ def fine_tune(model: Model, config: FineTuneConfig) -> Editor:
     original = config.bound is not None and config.centre == "original"
 
     def init(params: Params) -> dict[str, Array]:
-        return {path: params.edited[path] for path in paths.values()} if original else {}
+        return {path: jnp.copy(params.edited[path]) for path in paths.values()} if original else {}
 
     def update(params: Params, state: dict[str, Array], requests: Requests):
         start = {path: params.edited[path] for path in paths.values()}

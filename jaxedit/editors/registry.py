@@ -144,7 +144,7 @@ METHODS: dict[str, Method] = {
         Method(
             "memit", "arXiv 2210.07229", "closed form", "a span of layers, rank one a fact and layer",
             "keys of earlier edits, with memory", "memit",
-            lambda model: memit_config(layer_span(model), lam=100.0), locate_and_edit,
+            lambda model: memit_config(layer_span(model), lam=1000.0), locate_and_edit,
         ),
         Method(
             "emmet", "arXiv 2403.14236", "closed form", "one layer, rank one a fact", "nothing", "memit",

@@ -111,6 +111,17 @@ def test_without_ridge_constraints_hold_and_the_scale_of_the_moment_does_not_mat
     assert relative(delta, problem.delta(problem.kept(1.0), 0.0)) <= 1e-5
 
 
+@cheap
+@given(seeds, st.integers(1, 4))
+def test_a_batch_of_rome_holds_every_constraint_at_its_bare_key(seed: int, n: int) -> None:
+    """Delta q_j = r_j although Delta lies in the span of the mean keys: K^T A^-1 Q, not its transpose."""
+    problem = Problem(seed, n)
+    gram = problem.keys @ np.linalg.solve(problem.C0, problem.query.T)
+    assume(np.linalg.cond(gram) < 1e3)
+    delta = problem.delta(problem.kept(1.0), 0.0, problem.query)
+    assert relative(problem.query @ delta.T, problem.residual) <= 1e-4
+
+
 def exact_memit(kept: Preservation, keys: jax.Array) -> tuple[np.ndarray, Preservation]:
     """`(A + K K^T)^-1 K` in float64 by `remember` and `solve` alone, and what is remembered after it."""
     after = remember(kept, keys, solve(kept, keys))

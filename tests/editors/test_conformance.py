@@ -14,10 +14,11 @@ from jaxedit.editors import METHODS, Settings
 from jaxedit.editors.registry import Method
 from jaxedit.trajectory.run import Chunk, chunk_function, stack
 from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests
-from tests.cases import FACTS, Case, compiled, relative, same_bits
+from tests.cases import FACTS, Case, relative, same_bits
 
 CLOSED = Settings(steps=3, learning_rate=0.1, weight_decay=0.01, lam=0.5, stop_loss=0.0)
 GRADIENT = Settings(steps=3, learning_rate=1e-3, stop_loss=0.0)
+SPARE = 2  # a layer whose matrix is a float32 master too, but no editor's here
 CONTEXTS = ("", "Because of it", "I")
 BATCHES = ((0, 1), (2, 3), (4, 0))
 Updated = tuple[Params, Any, EditInfo]
@@ -25,7 +26,7 @@ Updated = tuple[Params, Any, EditInfo]
 
 @dataclass
 class Row:
-    """One editor on the tiny GPT-2, its update compiled, and how often it was traced."""
+    """One editor on the tiny GPT-2, its update and how often it was traced."""
 
     method: Method
     case: Case
@@ -50,7 +51,7 @@ def row(request: pytest.FixtureRequest, gpt2: Case) -> Row:
     method = METHODS[request.param]
     config = method.configure(gpt2.model.config, CLOSED if method.needs_moments else GRADIENT)
     editor = method.build(gpt2.model, gpt2.moments, config)
-    params, traces = gpt2.params(config.layers), []
+    params, traces = gpt2.params({*config.layers, SPARE}), []
 
     def update(params: Params, state: Any, requests: Requests) -> Updated:
         traces.append(1)
@@ -58,7 +59,7 @@ def row(request: pytest.FixtureRequest, gpt2: Case) -> Row:
 
     whole = gpt2.encode(FACTS, CONTEXTS)
     batches = [jax.tree.map(lambda x: x[jnp.array(batch)], whole) for batch in BATCHES]  # noqa: B023
-    return Row(method, gpt2, config, editor, params, editor.init(params), batches, compiled(update), traces)
+    return Row(method, gpt2, config, editor, params, editor.init(params), batches, jax.jit(update), traces)
 
 
 def shapes(tree: Any) -> Any:
@@ -104,6 +105,14 @@ def test_arguments_are_left_as_they_were_and_the_same_call_gives_the_same_bits(r
     assert same_bits(row.first(), first)
 
 
+def test_state_shares_no_memory_with_the_parameters(row: Row) -> None:
+    """So that a driver may take the state over."""
+    for leaf in jax.tree.leaves(row.editor.init(row.params)):
+        leaf.delete()
+    kept = (row.params, row.case.moments, row.case.checkpoint.params)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept))
+
+
 def test_compiled_once_over_a_sequence(row: Row) -> None:
     params, state = row.params, row.state
     for requests in row.batches:
@@ -111,11 +120,14 @@ def test_compiled_once_over_a_sequence(row: Row) -> None:
     assert len(row.traces) == 1
 
 
-def test_update_uncompiled_is_the_compiled_one_and_gives_the_frozen_weights_back(row: Row) -> None:
+def test_update_uncompiled_is_the_compiled_one_and_changes_only_its_matrices(row: Row) -> None:
     params, state, info = row.first()
     with jax.disable_jit():
         plain_params, plain_state, plain_info = row.editor.update(row.params, row.state, row.batches[0])
     assert plain_params.frozen is row.params.frozen
+    same = {path for path, matrix in plain_params.edited.items() if matrix is row.params.edited[path]}
+    assert same == row.params.edited.keys() - set(row.paths)
+    assert same
     assert shapes(plain_state) == shapes(state)
     assert shapes(plain_info) == shapes(info)
     for path in row.paths:
@@ -142,7 +154,7 @@ def test_finite_is_false_where_a_second_moment_in_use_is_not(row: Row) -> None:
 def test_frozen_weights_in_bfloat16_stay_so_and_edited_ones_in_float32(row: Row) -> None:
     half = {path: leaf.astype(jnp.bfloat16) for path, leaf in row.params.frozen.items()}
     params = Params(row.params.edited, half)
-    update = compiled(row.editor.update)
+    update = jax.jit(row.editor.update)
     after, state, info = update(params, row.state, row.batches[0])
     assert bool(info.finite)
     assert shapes(after) == shapes(params)
@@ -166,7 +178,11 @@ def test_driver_is_the_updates_one_by_one_and_repeats_bit_by_bit(row: Row) -> No
     def once() -> tuple[dict[str, Array], Any, Any]:
         return run(copies(row.params.edited), row.params.frozen, copies(row.state), chunk)
 
+    frozen = jax.tree.map(np.array, row.params.frozen)
     edited, state, steps = once()
+    assert same_bits(row.params.frozen, frozen)
+    untouched = row.params.edited.keys() - set(row.paths)
+    assert all(same_bits(edited[path], row.params.edited[path]) for path in untouched)
     assert same_bits(once(), (edited, state, steps))
     params, expected_state = row.params, row.state
     for i, requests in enumerate(row.batches):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from jaxedit.editors.memit import emmet_config, memit_config
 from jaxedit.editors.rome import r_rome_config, rome_config
 from jaxedit.linalg import dense
 from jaxedit.types import Editor
-from tests.cases import FACTS, LAYER, Case, compiled, oracle_facts, relative
+from tests.cases import FACTS, LAYER, Case, oracle_facts, relative
 from tests.reference import editors as oracle
 from tests.reference import layout
 from tests.reference.tiny import TINY_CONTEXTS
@@ -44,7 +45,7 @@ def ours(
     """Delta [in, out] by layer of every batch of facts, one after the other; batches padded to one size."""
     editor: Editor = locate_and_edit(case.model, case.moments, tuned(config))
     params = case.params(config.layers)
-    state, update, result = editor.init(params), compiled(editor.update), []
+    state, update, result = editor.init(params), jax.jit(editor.update), []
     whole = case.encode(FACTS)
     for batch in batches:
         requests = pad_requests(type(whole)(*(np.asarray(x)[list(batch)] for x in whole)), size)

@@ -11,7 +11,7 @@ import torch
 from jaxedit.data import Fact, encode_probes
 from jaxedit.evaluation.edits import Readings, probe_scores, read, score, score_all, summarise
 from jaxedit.types import NEIGHBORHOOD, PARAPHRASE, REWRITE, Probes
-from tests.cases import Case, compiled
+from tests.cases import Case
 
 FACTS = (
     Fact(
@@ -90,7 +90,7 @@ def probes_of(case: Case, facts: tuple[Fact, ...] = FACTS) -> Probes:
 
 def test_packed_rows_read_what_separate_full_forwards_read(case: Case) -> None:
     probes = probes_of(case)
-    readings = compiled(read, static_argnums=0)(case.model, case.checkpoint.params, probes)
+    readings = jax.jit(read, static_argnums=0)(case.model, case.checkpoint.params, probes)
     assert probes.target_mask.sum(axis=-1).min(where=probes.kind[..., None] >= 0, initial=9) >= 1
     assert (probes.branch > 0).any(), "no target has two tokens"
     for i, fact in enumerate(FACTS):
@@ -111,7 +111,7 @@ def test_scores_are_those_of_a_plain_recomputation(case: Case) -> None:
 def test_a_branch_does_not_see_the_other(gpt2: Case) -> None:
     """Any other tokens in the new target leave the reading of the true one bit by bit as it is."""
     probes = probes_of(gpt2, FACTS[:1])
-    step = compiled(read, static_argnums=0)
+    step = jax.jit(read, static_argnums=0)
     before = step(gpt2.model, gpt2.checkpoint.params, probes)
     changed = probes._replace(tokens=np.where(probes.branch == 1, 5, probes.tokens))
     after = step(gpt2.model, gpt2.checkpoint.params, changed)
@@ -169,7 +169,7 @@ def test_summary_is_means_over_facts_and_their_harmonic_mean() -> None:
 
 def test_an_edited_model_is_read_with_its_edited_matrices(gpt2: Case) -> None:
     probes, params = probes_of(gpt2), gpt2.params([0])
-    step = compiled(probe_scores, static_argnums=0)
+    step = jax.jit(probe_scores, static_argnums=0)
     plain = step(gpt2.model, gpt2.checkpoint.params, probes)
     split = step(gpt2.model, params, probes)
     edited = step(gpt2.model, params._replace(edited=jax.tree.map(lambda w: 2 * w, params.edited)), probes)

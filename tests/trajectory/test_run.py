@@ -17,7 +17,7 @@ from jaxedit.editors.memit import memit_config
 from jaxedit.evaluation.edits import probe_scores
 from jaxedit.trajectory.run import Chunk, Step, chunk_function, matrix_norms, stack
 from jaxedit.types import Editor, Params, Probes, Requests
-from tests.cases import FACTS, Case, compiled, relative, same_bits
+from tests.cases import FACTS, Case, relative, same_bits
 
 LAYERS = (0, 1)
 PATHS = tuple(f"layers.{layer}.mlp.down.kernel" for layer in LAYERS)
@@ -67,7 +67,7 @@ def done(driver: Driver) -> tuple[dict[str, Array], Any, list[Step]]:
 
 def test_chunks_are_the_updates_one_by_one_with_their_scores(driver: Driver, done: Any) -> None:
     edited, state, account = done
-    update, observe = compiled(driver.editor.update), compiled(driver.observe)
+    update, observe = jax.jit(driver.editor.update), jax.jit(driver.observe)
     params, expected = driver.params, driver.state
     for requests, probes, step in zip(driver.requests, driver.probes, account, strict=False):
         params, expected, info = update(params, expected, requests)
