@@ -64,10 +64,58 @@ def optimise_values(
 
     A step is: loss; stop a fact whose loss is below `stop_loss`; gradient; Adam; projection to
     `||delta|| <= clamp ||h0||`. Facts that stopped keep their delta; padding facts never start.
+
+    The loop is compiled for a few widths of tail, and the narrowest that holds this batch runs: one long
+    fact does not make all others of a sequence as dear as itself.
     """
     origin = lookup_value(split, requests, layer, config.site)
-    loss = value_loss(decoder, requests, rows, split, layer, origin, config)
-    return minimise(loss, origin, requests.weight > 0, config)
+    active = requests.weight > 0
+
+    def at_width(width: Width) -> Callable[[], Values]:
+        def optimise() -> Values:
+            loss = value_loss(decoder, *narrowed(requests, rows, split, width), layer, origin, config)
+            return minimise(loss, origin, active, config)
+
+        return optimise
+
+    widths = tail_widths(requests.tail.shape[-1], requests.target.shape[-1])
+    real = active[:, None, None]
+    longest = jnp.max((requests.tail_mask & real).sum(axis=-1))
+    targets = jnp.max((requests.target_mask & active[:, None]).sum(axis=-1))
+    too_narrow = [(width.tail < longest) | (width.target < targets) for width in widths[:-1]]
+    return jax.lax.switch(sum(too_narrow, start=jnp.int32(0)), [at_width(width) for width in widths])
+
+
+class Width(NamedTuple):
+    """How many tail and target tokens of every row a loop is compiled for."""
+
+    tail: int
+    target: int
+
+
+def tail_widths(tail: int, target: int) -> list[Width]:
+    """Widths from a third to the whole, ascending, each once."""
+    return sorted({Width(-(-tail // part), -(-target // part)) for part in (3, 2, 1)})
+
+
+def narrowed(
+    requests: Requests, rows: Rows, split: SplitPass, width: Width
+) -> tuple[Requests, Rows, SplitPass]:
+    """The same batch with rows cut to a width that holds all its real tokens."""
+    tail, target = width
+    requests = requests._replace(
+        tail=requests.tail[..., :tail],
+        tail_mask=requests.tail_mask[..., :tail],
+        target=requests.target[:, :target],
+        target_mask=requests.target_mask[:, :target],
+        predict_at=jnp.minimum(requests.predict_at[..., :target], tail - 1),
+    )
+    rows = rows._replace(
+        tail=rows.tail[:, :tail],
+        tail_valid=rows.tail_valid[:, :tail],
+        tail_position=rows.tail_position[:, :tail],
+    )
+    return requests, rows, split._replace(tail_out=split.tail_out[:, :tail])
 
 
 def lookup_value(split: SplitPass, requests: Requests, layer: int, site: str) -> Float[Array, "B d_model"]:

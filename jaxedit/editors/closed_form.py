@@ -50,7 +50,7 @@ def write(
     ridge: float | Float[Array, ""],
     weight: Float[Array, "n"],
 ) -> LowRank:
-    """Delta as factors `left = A^-1 K (K^T A^-1 Q + ridge I)^-1`, `right = R^T`.
+    """Delta as factors `left = A^-1 K (Q^T A^-1 K + ridge I)^-1`, `right = R^T`.
 
     `query` are the keys at which the residual is measured (those of `solved` but for ROME). Rows of weight
     0 are padding: their keys and residuals must be zero, and they contribute nothing.
