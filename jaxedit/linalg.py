@@ -48,7 +48,7 @@ def frobenius(x: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def safe_norm(x: Float[Array, "*B d"]) -> Float[Array, "*B"]:
-    """Euclidean norm over the last axis whose gradient at zero is zero."""
+    """Euclidean norm over the last axis whose gradient at zero is zero; NaN stays NaN."""
     squared = jnp.sum(jnp.square(x), axis=-1)
-    positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+    zero = squared == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))

@@ -54,6 +54,11 @@ def test_norm_has_gradient_zero_at_zero_and_the_unit_vector_elsewhere() -> None:
     np.testing.assert_allclose(gradient, [[0.0, 0.0], [0.6, 0.8]], rtol=1e-6)
 
 
+def test_norm_of_a_broken_vector_says_so() -> None:
+    norms = safe_norm(jnp.array([[jnp.nan, 1.0], [3.0, 4.0]]))
+    np.testing.assert_array_equal(norms, [np.nan, 5.0])
+
+
 def test_dense_and_frobenius_are_numpys() -> None:
     rng = np.random.default_rng(0)
     left, right = (
