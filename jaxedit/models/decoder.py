@@ -199,7 +199,9 @@ class Decoder(nnx.Module):
         h = self.final_norm(h)
         if self.head is not None:
             return self.head(h).astype(jnp.float32)
-        return jnp.matmul(h, self.embedding[...].T, precision="highest").astype(jnp.float32)
+        # Contracted in place: a transposed table would be copied in every backward pass.
+        logits = jnp.einsum("...d,vd->...v", h, self.embedding[...], precision="highest")
+        return logits.astype(jnp.float32)
 
     def __call__(
         self, tokens: Int[Array, "N T"], valid: Bool[Array, "N T"] | None = None
