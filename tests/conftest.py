@@ -1,6 +1,6 @@
 """Fixtures that several rooms share."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import pytest
@@ -8,12 +8,17 @@ import pytest
 from tests.cases import BUILDERS, Case, make_case
 
 
-@pytest.fixture(autouse=True)
-def light_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiles tiny models in half the time and runs them a little slower; real models as users have them."""
-    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("slow") is None)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Compiles tiny models in half the time and runs them a little slower; real models as users have them.
+
+    Around the whole test, fixtures of any scope included: other optimisations give other last bits.
+    """
+    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("slow") is None)
+    try:
+        return (yield)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
