@@ -26,13 +26,8 @@ def export(run: str | Path, out: str | Path, dtype: DTypeLike = jnp.float32) -> 
     if not folder.finished_chunks:
         raise RunError(f"{run} has no finished edits to export: `jaxedit resume {run}` goes on with it")
     base = load(str(folder.read("config")["model"]), dtype=jnp.float32)
-    environment = folder.read("environment")
-    if environment["fingerprint"] != base.fingerprint:
-        raise RunError(
-            f"{run} was made on other weights: the model {base.name!r} has fingerprint {base.fingerprint[:12]}, "
-            f"the run {environment['fingerprint'][:12]}. Give back the original weights."
-        )
-    paths = base.model.edited_paths(environment["editor"]["layers"]).values()
+    folder.require_base(base.name, base.fingerprint)
+    paths = base.model.edited_paths(folder.read("environment")["editor"]["layers"]).values()
     edited = folder.edited(base.model.split(base.params, paths).edited)
     config, weights = base.model.config, base.params | edited
     return save_folder(out, weights, config, base.hf_config, source=base.folder, dtype=dtype)

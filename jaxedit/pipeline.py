@@ -23,7 +23,7 @@ from jaxedit.data.records import dump_jsonl
 from jaxedit.data.shapes import RequestShape, pad_probes, pad_requests
 from jaxedit.data.sources import load_facts
 from jaxedit.editors import Settings, method
-from jaxedit.errors import ConfigError, FactError, RunError
+from jaxedit.errors import ConfigError, FactError
 from jaxedit.evaluation.edits import probe_scores, score_all, summarise
 from jaxedit.evaluation.generation import sample
 from jaxedit.models.model import join
@@ -107,14 +107,9 @@ def resume(path: str | Path, report: Report = quiet) -> RunFolder:
     folder = RunFolder.open(path)
     config = config_from(folder.read("config") | {"out": str(path)})
     checkpoint = load(config.model, dtype=jnp.dtype(config.dtype))
-    written = folder.read("environment")
-    if written["fingerprint"] != checkpoint.fingerprint:
-        raise RunError(
-            f"{path} was begun on other weights: the model {config.model!r} has fingerprint "
-            f"{checkpoint.fingerprint[:12]}, the run {written['fingerprint'][:12]}. Give back the original weights."
-        )
+    folder.require_base(config.model, checkpoint.fingerprint)
     facts = load_facts(str(folder.path / "facts.jsonl"))
-    prepared = prepare(config, checkpoint, facts, tuple(written["contexts"]), report)
+    prepared = prepare(config, checkpoint, facts, tuple(folder.read("environment")["contexts"]), report)
     return finish(config, folder, prepared, report)
 
 

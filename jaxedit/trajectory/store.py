@@ -88,6 +88,15 @@ class RunFolder:
         with disk(self.path):
             write_json(self.path / f"{name}.json", content)
 
+    def require_base(self, model: str, fingerprint: str) -> None:
+        """Raises RunError unless the run was made on the weights with this fingerprint."""
+        written = self.read("environment")["fingerprint"]
+        if written != fingerprint:
+            raise RunError(
+                f"{self.path} was made on other weights: the model {model!r} has fingerprint {fingerprint[:12]}, "
+                f"the run {written[:12]}. Give back the original weights."
+            )
+
     @property
     def finished_chunks(self) -> int:
         """How many chunks are saved with their state."""

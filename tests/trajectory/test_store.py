@@ -82,6 +82,15 @@ def test_another_format_is_refused_by_name(tmp_path: Path) -> None:
         RunFolder.open(tmp_path / "run")
 
 
+def test_other_base_weights_are_refused_by_name(tmp_path: Path) -> None:
+    run = RunFolder.create(
+        tmp_path / "run", config={}, environment={"format": FORMAT, "fingerprint": "a" * 64}
+    )
+    run.require_base("mine", "a" * 64)
+    with pytest.raises(RunError, match=r"other weights: the model 'mine' has fingerprint bbb.*the run aaa"):
+        run.require_base("mine", "b" * 64)
+
+
 def test_damaged_documents_are_named_with_their_line(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     with pytest.raises(RunError, match=r"summary\.json is missing"):
