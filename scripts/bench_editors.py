@@ -9,7 +9,7 @@ layers in every step, as the published tools do. Prints a table and, with --json
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from jaxedit.data.encode import encode_requests, request_shape
 from jaxedit.data.probes import encode_probes
+from jaxedit.editors import method
 from jaxedit.editors.closed_form import preservation, solve, write
 from jaxedit.editors.finetune import FineTuneConfig
 from jaxedit.editors.locate import LocateConfig, mean_keys
@@ -63,10 +64,11 @@ def main(bench: Bench) -> None:
     torch.set_num_threads(bench.threads)
     console = Console()
     rows = []
+    common = RunConfig(model=bench.model, count=max(bench.facts, bench.batch))
+    checkpoint = load(common.model)
+    facts = choose_facts(common, checkpoint, quiet)
     for name in bench.editors:
-        config = RunConfig(editor=name, model=bench.model, count=max(bench.facts, bench.batch))
-        checkpoint = load(config.model)
-        facts = choose_facts(config, checkpoint, quiet)
+        config = replace(common, editor=name)
         ready = prepare(config, checkpoint, facts, draw_contexts(config, checkpoint), quiet)
         console.print(f"[bold]{name}[/bold]")
         one = time_library(ready, bench.facts, 1)
@@ -168,8 +170,6 @@ def time_parts(name: str, ready: Prepared) -> dict[str, float]:
 
 
 def editor_config(name: str, ready: Prepared) -> LocateConfig | FineTuneConfig:
-    from jaxedit.editors import method
-
     return method(name).configure(ready.checkpoint.model.config)
 
 
