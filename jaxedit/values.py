@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxedit.linalg import safe_norm
 from jaxedit.lookup import Rows, SplitPass
 from jaxedit.models.decoder import Decoder
+from jaxedit.models.packing import Packing, pack, packing_of
 from jaxedit.types import Requests
 
 
@@ -65,57 +66,76 @@ def optimise_values(
     A step is: loss; stop a fact whose loss is below `stop_loss`; gradient; Adam; projection to
     `||delta|| <= clamp ||h0||`. Facts that stopped keep their delta; padding facts never start.
 
-    The loop is compiled for a few widths of tail, and the narrowest that holds this batch runs: one long
-    fact does not make all others of a sequence as dear as itself.
+    The loop is compiled for a few sizes, and the smallest that holds this batch's tokens runs: one long
+    fact does not make all others as dear as itself.
     """
     origin = lookup_value(split, requests, layer, config.site)
     active = requests.weight > 0
 
-    def at_width(width: Width) -> Callable[[], Values]:
+    def at_size(size: Size) -> Callable[[], Values]:
         def optimise() -> Values:
-            loss = value_loss(decoder, *narrowed(requests, rows, split, width), layer, origin, config)
+            loss = value_loss(decoder, requests, rows, split, layer, origin, config, size)
             return minimise(loss, origin, active, config)
 
         return optimise
 
-    widths = tail_widths(requests.tail.shape[-1], requests.target.shape[-1])
-    real = active[:, None, None]
-    longest = jnp.max((requests.tail_mask & real).sum(axis=-1))
-    targets = jnp.max((requests.target_mask & active[:, None]).sum(axis=-1))
-    too_narrow = [(width.tail < longest) | (width.target < targets) for width in widths[:-1]]
-    return jax.lax.switch(sum(too_narrow, start=jnp.int32(0)), [at_width(width) for width in widths])
+    sizes = loop_sizes(requests)
+    tokens, reads = _tail_tokens(requests).sum(), _target_tokens(requests).sum()
+    too_small = [(size.tokens < tokens) | (size.reads < reads) for size in sizes[:-1]]
+    return jax.lax.switch(sum(too_small, start=jnp.int32(0)), [at_size(size) for size in sizes])
 
 
-class Width(NamedTuple):
-    """How many tail and target tokens of every row a loop is compiled for."""
+class Size(NamedTuple):
+    """How many tail tokens, and how many predictions of target tokens, a loop is compiled for."""
 
-    tail: int
-    target: int
-
-
-def tail_widths(tail: int, target: int) -> list[Width]:
-    """Widths from a third to the whole, ascending, each once."""
-    return sorted({Width(-(-tail // part), -(-target // part)) for part in (3, 2, 1)})
+    tokens: int
+    reads: int
 
 
-def narrowed(
-    requests: Requests, rows: Rows, split: SplitPass, width: Width
-) -> tuple[Requests, Rows, SplitPass]:
-    """The same batch with rows cut to a width that holds all its real tokens."""
-    tail, target = width
-    requests = requests._replace(
-        tail=requests.tail[..., :tail],
-        tail_mask=requests.tail_mask[..., :tail],
-        target=requests.target[:, :target],
-        target_mask=requests.target_mask[:, :target],
-        predict_at=jnp.minimum(requests.predict_at[..., :target], tail - 1),
-    )
-    rows = rows._replace(
-        tail=rows.tail[:, :tail],
-        tail_valid=rows.tail_valid[:, :tail],
-        tail_position=rows.tail_position[:, :tail],
-    )
-    return requests, rows, split._replace(tail_out=split.tail_out[:, :tail])
+def loop_sizes(requests: Requests) -> list[Size]:
+    """Shares of all that the request arrays can hold, ascending, each once; each costs a compilation."""
+    tokens, reads = requests.tail.size, requests.predict_at.size
+    return sorted({Size(-(-tokens * part // 8), -(-reads * part // 8)) for part in (3, 5, 8)})
+
+
+def _tail_tokens(requests: Requests) -> Bool[Array, "B R S"]:
+    return requests.tail_mask & (requests.weight > 0)[:, None, None]
+
+
+def _target_tokens(requests: Requests) -> Bool[Array, "B C T"]:
+    counted = requests.target_mask & (requests.weight > 0)[:, None]
+    return jnp.broadcast_to(counted[:, None], requests.predict_at.shape)
+
+
+class Reads(NamedTuple):
+    """The predictions that the loss is made of, packed: Q places."""
+
+    packing: Packing  # of the packed tail tokens, [M] -> [Q]
+    label: Int[Array, "Q"]
+    share: Float[Array, "B Q"]  # of every prediction in the mean NLL of its fact
+
+
+def reads_of(requests: Requests, tokens: Packing, reads: int) -> Reads:
+    """Where targets are predicted, what they are, and what they count: equally, within a fact."""
+    facts = requests.tail.shape[0]
+    asked = _target_tokens(requests)
+    fact, context, _ = jnp.indices(asked.shape, sparse=True)
+    # Padding targets are sent out of range, and so dropped.
+    at = jnp.where(asked, requests.predict_at, requests.tail.shape[-1])
+    label = jnp.broadcast_to(requests.target[:, None], asked.shape)
+    here = jnp.zeros(requests.tail.shape, bool).at[fact, context, at].set(True, mode="drop")
+    labels = jnp.zeros(requests.tail.shape, jnp.int32).at[fact, context, at].set(label, mode="drop")
+    of_fact = jnp.broadcast_to(jnp.arange(facts)[:, None, None], here.shape)
+
+    def packed(x: Array, packing: Packing) -> Array:
+        return pack(x.reshape(*packing.valid.shape, 1), packing)[:, 0]
+
+    here, labels, of_fact = (packed(x, tokens) for x in (here, labels, of_fact))
+    packing = packing_of(here, reads)
+    owner = packed(of_fact, packing)
+    owned = (owner == jnp.arange(facts)[:, None]) & packing.filled
+    share = owned / jnp.maximum(owned.sum(axis=-1, keepdims=True), 1)
+    return Reads(packing, packed(labels, packing), share)
 
 
 def lookup_value(split: SplitPass, requests: Requests, layer: int, site: str) -> Float[Array, "B d_model"]:
@@ -133,39 +153,45 @@ def value_loss(
     layer: int,
     origin: Float[Array, "B d_model"],
     config: ValueConfig,
+    size: Size | None = None,
 ) -> Loss:
     """The objective as a function of delta alone, by fact:
 
     `mean_i mean_t -log p(target_t | context_i, target_<t) + kl * KL(p_delta || p_0) + wd * ||delta|| / ||h0||^2`.
 
-    Touches only tail tokens, only layers above `layer`, and the vocabulary only where something is read.
+    Touches only real tail tokens, only layers above `layer`, and the vocabulary only where something is read.
+    `size` must hold the batch's tokens; without one everything fits.
     """
     facts, n_rows, _ = requests.prefix.shape
-    n_contexts = n_rows - 1
+    size = size or loop_sizes(requests)[-1]
     above = range(layer + 1, decoder.config.n_layers)
     scale = jnp.maximum(jnp.square(safe_norm(origin)), jnp.finfo(jnp.float32).tiny)
-    counted = requests.target_mask.astype(jnp.float32)
-    counted = counted / jnp.maximum(counted.sum(axis=-1, keepdims=True), 1.0)
-
-    def read(delta: Float[Array, "B d_model"]) -> tuple[Float[Array, "B C T V"], Float[Array, "B V"]]:
-        pushed = split.tail_out.at[:, 0].add(jnp.repeat(delta, n_rows, axis=0).astype(split.tail_out.dtype))
-        h, _, _ = decoder.run(
-            pushed, above, position=rows.tail_position, mask=rows.tail_mask, memory=split.memory
-        )
-        h = h.reshape(facts, n_rows, *h.shape[1:])
-        predicting = jnp.take_along_axis(h[:, :n_contexts], requests.predict_at[..., None], axis=2)
-        flat = predicting.reshape(facts, -1, h.shape[-1])
-        log_p = jax.nn.log_softmax(decoder.logits(jnp.concatenate([flat, h[:, -1, :1]], axis=1)))
-        return log_p[:, :-1].reshape(facts, n_contexts, -1, log_p.shape[-1]), log_p[:, -1]
-
+    tokens = packing_of(_tail_tokens(requests).reshape(rows.tail.shape), size.tokens)
+    reads = reads_of(requests, tokens, size.reads)
+    at_lookup = tokens.place[:, 0]
+    start = pack(split.tail_out, tokens)
     original = kl_row(decoder, rows, split, above, n_rows)
+
+    def read(delta: Float[Array, "B d_model"]) -> tuple[Float[Array, "Q V"], Float[Array, "B V"]]:
+        pushed = start.at[at_lookup].add(jnp.repeat(delta, n_rows, axis=0).astype(start.dtype))
+        h, _, _ = decoder.run(
+            pushed,
+            above,
+            position=rows.tail_position,
+            mask=rows.tail_mask,
+            memory=split.memory,
+            packing=tokens,
+        )
+        essence = h[at_lookup[n_rows - 1 :: n_rows]]
+        log_p = jax.nn.log_softmax(decoder.logits(jnp.concatenate([pack(h, reads.packing), essence])))
+        return log_p[:-facts], log_p[-facts:]
 
     def loss(delta: Float[Array, "B d_model"]) -> Float[Array, "B"]:
         log_p, essence = read(delta)
-        target = jnp.broadcast_to(requests.target[:, None, :, None], (*log_p.shape[:-1], 1))
-        nll = -jnp.take_along_axis(log_p, target, axis=-1)[..., 0]
-        nll = (nll * counted[:, None]).sum(axis=-1).mean(axis=-1)
+        nll = -jnp.take_along_axis(log_p, reads.label[:, None], axis=-1)[:, 0]
+        nll = jnp.matmul(reads.share, nll, precision="highest")
         divergence = jnp.sum(jnp.exp(essence) * (essence - original), axis=-1)
+        divergence = jnp.where(requests.weight > 0, divergence, 0.0)  # padding facts have no place of their own
         return nll + config.kl * divergence + config.weight_decay * safe_norm(delta) / scale
 
     return loss

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxedit.models.config import DecoderConfig
+from jaxedit.models.packing import Packing, pack, unpack
 from jaxedit.models.rotary import rotary_angles, rotate
 from jaxedit.types import Trace
 
@@ -87,21 +88,27 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "N T d_model"],
+        x: Float[Array, "N T d_model"] | Float[Array, "M d_model"],
         angles: Float[Array, "N T half"] | None,
         mask: Bool[Array, "N T K"],
         memory: Memory | None,
         slot: Int[Array, ""] | None,
-    ) -> tuple[Float[Array, "N T d_model"], Memory]:
-        n, t, _ = x.shape
-        query = self.query(x).reshape(n, t, self.n_heads, self.head_dim)
-        key = self.key(x).reshape(n, t, self.n_kv_heads, self.head_dim)
-        value = self.value(x).reshape(n, t, self.n_kv_heads, self.head_dim)
+        packing: Packing | None,
+    ) -> tuple[Float[Array, "N T d_model"] | Float[Array, "M d_model"], Memory]:
+        n, t, _ = mask.shape
+
+        def heads(projection: Linear, count: int) -> Float[Array, "N T count D"]:
+            projected = projection(x) if packing is None else unpack(projection(x), packing)
+            return projected.reshape(n, t, count, self.head_dim)
+
+        query = heads(self.query, self.n_heads)
+        key, value = heads(self.key, self.n_kv_heads), heads(self.value, self.n_kv_heads)
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
         if memory is not None:
             key, value = extended(memory.key, key, slot), extended(memory.value, value, slot)
-        return self.out(self._attend(query, key, value, mask)), Memory(key, value)
+        attended = self._attend(query, key, value, mask)
+        return self.out(attended if packing is None else pack(attended, packing)), Memory(key, value)
 
     def _attend(self, query: Array, key: Array, value: Array, mask: Array) -> Float[Array, "N T q"]:
         n, t, _, d = query.shape
@@ -158,22 +165,24 @@ class Decoder(nnx.Module):
 
     def run(
         self,
-        h: Float[Array, "N T d_model"],
+        h: Float[Array, "N T d_model"] | Float[Array, "M d_model"],
         layers: range,
         *,
         position: Int[Array, "N T"],
         mask: Bool[Array, "N T K"],
         memory: dict[int, Memory] | None = None,
         slot: Int[Array, ""] | None = None,
+        packing: Packing | None = None,
         tap: Tap | None = None,
         trace: Collection[str] = (),
         trace_at: Int[Array, "N M"] | None = None,
         keep_memory: bool = False,
-    ) -> tuple[Float[Array, "N T d_model"], Trace, dict[int, Memory]]:
+    ) -> tuple[Float[Array, "N T d_model"] | Float[Array, "M d_model"], Trace, dict[int, Memory]]:
         """Runs `layers` on hidden states; `mask[n, t, s]` says whether token t sees key s.
 
         Keys are those of `memory` (per layer), then the T given tokens; with `slot` these take the place of
-        the memory's tokens from there on, and K is the memory's size. `trace` names what to keep ("key",
+        the memory's tokens from there on, and K is the memory's size. With `packing` the hidden states are packed,
+        and only attention sees rows; neither tap nor trace is known there. `trace` names what to keep ("key",
         "mlp", "residual"), at the M tokens `trace_at` of every row, or at all. Returns the hidden states after
         the last layer, the trace, and with `keep_memory` each layer's attention keys and values.
         """
@@ -182,7 +191,7 @@ class Decoder(nnx.Module):
         for index in layers:
             block = self.layers[index]
             earlier = None if memory is None else memory[index]
-            attended, seen = block.attention(block.attention_norm(h), angles, mask, earlier, slot)
+            attended, seen = block.attention(block.attention_norm(h), angles, mask, earlier, slot, packing)
             h = h + attended
             key = block.mlp.key(block.mlp_norm(h))
             output = tapped(block.mlp.down(key), tap, index, "mlp")
