@@ -4,9 +4,12 @@ import os
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install PyTorch
 
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,38 +21,37 @@ from rich.console import Console
 from tyro.conf import Positional, arg, subcommand
 
 from jaxedit import pipeline
+from jaxedit.cli_common import Common, Computing, say
+from jaxedit.cli_history import (
+    Apply,
+    At,
+    Branch,
+    Diff,
+    History,
+    HistoryCommand,
+    Undo,
+    Verify,
+    execute_history,
+    run_branch,
+)
 from jaxedit.configs import build, read_toml
 from jaxedit.data import dump_jsonl, load_facts
 from jaxedit.errors import ConfigError, FactError, JaxeditError
 from jaxedit.export import export
 from jaxedit.models.sources import default_cache
-from jaxedit.pipeline import RunConfig
+from jaxedit.pipeline import RunConfig, Stop
 from jaxedit.report.figures import write_figures
 from jaxedit.report.progress import reporting
 from jaxedit.report.record import read_run
 from jaxedit.report.tables import editor_table, fact_table, run_table
+from jaxedit.trajectory.files import write_sums
+from jaxedit.trajectory.guard import Policy
 from jaxedit.trajectory.store import RunFolder
 
-BAD_INPUT, STOPPED = 2, 130
+BAD_INPUT, STOPPED, TERMINATED = 2, 130, 143
 CACHED_SECONDS = 0.3  # programs that compile faster than this are not kept
 CACHED_BYTES = 2 * 1024**3
 COMPARISON = "comparison"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every command takes."""
-
-    debug: bool = False
-    """Show the traceback of an error."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Computing(Common):
-    """What every command takes that compiles."""
-
-    compile_cache: bool = True
-    """Keep compiled programs in the cache folder. JAXEDIT_COMPILE_CACHE=0 turns it off for good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,8 @@ class Resume(Computing):
 
     run: Positional[Path]
     """The run folder."""
+    policy: Policy | None = None
+    """What becomes of refused updates from here on; by default what it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +84,7 @@ class Report(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Common):
+class Export(Computing):
     """Write the edited model of a run as a Hugging Face folder."""
 
     run: Positional[Path]
@@ -89,6 +93,8 @@ class Export(Common):
     """Folder to write; it must not exist."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the stored weights; in 16 bits small edits may be rounded away."""
+    step: int | None = None
+    """After how many updates; by default after the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +116,11 @@ class Facts(Common):
     """Of the embedded set's wordings and targets."""
 
 
-Command = Run | Resume | Report | Export | Editors | Facts
+Command = Run | Resume | Branch | Report | Export | HistoryCommand | Editors | Facts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; exits with 2 on bad input, 130 when stopped by the user."""
+    """Runs the command line; exits with 2 on bad input, 130 when stopped by the user, 143 after SIGTERM."""
     arguments = sys.argv[1:] if arguments is None else arguments
     out, err = Console(), Console(stderr=True)
     debug = "--debug" in arguments
@@ -146,8 +152,15 @@ def _parse(arguments: Sequence[str], run: Run) -> Command:
     commands: Any = (
         Annotated[Run, subcommand("run", default=run)]
         | Annotated[Resume, subcommand("resume")]
+        | Annotated[Branch, subcommand("branch")]
         | Annotated[Report, subcommand("report")]
         | Annotated[Export, subcommand("export")]
+        | Annotated[History, subcommand("history")]
+        | Annotated[At, subcommand("at")]
+        | Annotated[Diff, subcommand("diff")]
+        | Annotated[Apply, subcommand("apply")]
+        | Annotated[Undo, subcommand("undo")]
+        | Annotated[Verify, subcommand("verify")]
         | Annotated[Editors, subcommand("editors")]
         | Annotated[Facts, subcommand("facts")]
     )
@@ -168,26 +181,44 @@ def execute(command: Command, out: Console, err: Console) -> None:
     """Does what a command asks; results go to `out`, progress to `err`."""
     match command:
         case Run(config=config):
-            _edit(lambda report: pipeline.run(config, report), out, err)
-        case Resume(run=run):
-            _edit(lambda report: pipeline.resume(run, report), out, err)
+            _edit(lambda report, stop: pipeline.run(config, report, stop), out, err)
+        case Resume(run=run, policy=policy):
+            _edit(lambda report, stop: pipeline.resume(run, report, stop, policy), out, err)
+        case Branch():
+            _edit(lambda report, stop: run_branch(command, report, stop), out, err)
         case Report(runs=runs, out=folder):
             _report(runs, folder, out)
-        case Export(run=run, out=folder, dtype=dtype):
-            say(out, f"The edited model is in {export(run, folder, jnp.dtype(dtype))}")
+        case Export(run=run, out=folder, dtype=dtype, step=step):
+            say(out, f"The edited model is in {export(run, folder, jnp.dtype(dtype), step)}")
         case Editors():
             out.print(editor_table())
         case Facts():
             _facts(command, out)
+        case _:
+            execute_history(command, out)
 
 
 def _edit(edit: Any, out: Console, err: Console) -> None:
     start = time.monotonic()
-    with reporting(err, "loading the model") as report:
-        folder: RunFolder = edit(report)
+    with asked_to_stop() as stop, reporting(err, "loading the model") as report:
+        folder: RunFolder = edit(report, stop)
+    if not folder.finished:
+        say(err, f"stopped; `jaxedit resume {folder.path}` goes on after {folder.updates} updates")
+        raise SystemExit(TERMINATED)
     seconds = time.monotonic() - start
     _report((folder.path,), None, out)
     say(out, f"The run is in {folder.path}; it took {seconds:.0f} s.")
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Stop]:
+    """Tells whether SIGTERM came, as it does before a machine is taken away; the chunk at work is then finished."""
+    came = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report(paths: Sequence[Path], comparison: Path | None, out: Console) -> None:
@@ -197,6 +228,7 @@ def _report(paths: Sequence[Path], comparison: Path | None, out: Console) -> Non
     written = []
     for run, path in zip(runs, paths, strict=True):
         written += write_figures([run], path / "figures")
+        write_sums(path / "figures")
     if len(runs) > 1 or comparison is not None:
         written += write_figures(runs, comparison or paths[0].resolve().parent / COMPARISON)
     out.print(run_table(runs))
@@ -212,11 +244,6 @@ def _facts(command: Facts, out: Console) -> None:
             raise FactError(f"{command.out} exists already: choose another file")
         dump_jsonl(facts, command.out)
     out.print(fact_table(facts))
-
-
-def say(console: Console, text: str, style: str | None = None) -> None:
-    """Prints a line as it is: no markup, no colouring of numbers, no breaks but its own."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,22 @@ def dense(delta: LowRank | Float[Array, "in out"]) -> Float[Array, "in out"]:
     return jnp.matmul(delta.left, delta.right, precision="highest") if isinstance(delta, LowRank) else delta
 
 
+def added(matrix: Float[Array, "in out"], delta: LowRank | Float[Array, "in out"]) -> Float[Array, "in out"]:
+    """`W + Delta` in float32, for factors the same bits on every backend and in every program.
+
+    Factors are added one rank after the other in float64 and rounded once: a product of two float32 numbers
+    is exact there, so it makes no difference whether a compiler fuses it with the sum.
+    """
+    if not isinstance(delta, LowRank):
+        return matrix + delta
+    with jax.enable_x64(True):
+        left, right = double(delta.left), double(delta.right)
+        total = jax.lax.fori_loop(
+            0, left.shape[1], lambda i, total: total + left[:, i, None] * right[i], double(matrix)
+        )
+        return total.astype(jnp.float32)
+
+
 def frobenius(x: Float[Array, "..."]) -> Float[Array, ""]:
     """Frobenius norm in float32; zero for a zero matrix."""
     return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32))))

@@ -88,11 +88,13 @@ class Editor(NamedTuple):
     """An editing method as two pure functions; hyper-parameters are closed over.
 
     `init(params)` makes the state. `update(params, state, requests)` returns new parameters, the new
-    state and an account of what was done; it never changes its arguments.
+    state and an account of what was done; it never changes its arguments. Where `remembers` is False the
+    state is a constant that `update` hands back as it came, so that it need not be saved.
     """
 
     init: Callable[[Params], State]
     update: Callable[[Params, State, Requests], tuple[Params, State, EditInfo]]
+    remembers: bool = True
 
 
 class Trace(NamedTuple):

@@ -191,7 +191,9 @@ def value_loss(
         nll = -jnp.take_along_axis(log_p, reads.label[:, None], axis=-1)[:, 0]
         nll = jnp.matmul(reads.share, nll, precision="highest")
         divergence = jnp.sum(jnp.exp(essence) * (essence - original), axis=-1)
-        divergence = jnp.where(requests.weight > 0, divergence, 0.0)  # padding facts have no place of their own
+        divergence = jnp.where(
+            requests.weight > 0, divergence, 0.0
+        )  # padding facts have no place of their own
         return nll + config.kl * divergence + config.weight_decay * safe_norm(delta) / scale
 
     return loss

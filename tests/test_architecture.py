@@ -110,7 +110,7 @@ def test_transformers_is_imported_only_where_text_and_checkpoints_are() -> None:
         ("statistics", ("models", "linalg", "types", "errors")),
         ("editors", ("editors", "types", "linalg", "models", "values", "lookup", "errors")),
         ("evaluation", ("evaluation", "models", "types", "errors")),
-        ("trajectory", ("trajectory", "linalg", "types", "errors")),
+        ("trajectory", ("trajectory", "linalg", "configs", "types", "errors")),
     ],
 )
 def test_a_room_imports_only_what_lies_below_it(room: str, allowed: tuple[str, ...]) -> None:

@@ -34,11 +34,15 @@ def dump_jsonl(facts: Iterable[Fact], path: str | Path) -> None:
     Raises:
         FactError: the file cannot be written.
     """
-    text = "".join(json.dumps(asdict(fact), ensure_ascii=False) + "\n" for fact in facts)
     try:
-        Path(path).write_text(text, encoding="utf-8", newline="\n")
+        Path(path).write_text(jsonl(facts), encoding="utf-8", newline="\n")
     except OSError as error:
         raise FactError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def jsonl(facts: Iterable[Fact]) -> str:
+    """Facts as the text of such a file."""
+    return "".join(json.dumps(asdict(fact), ensure_ascii=False) + "\n" for fact in facts)
 
 
 def _parse(line: str, where: str) -> Fact:

@@ -83,7 +83,7 @@ def fine_tune(model: Model, config: FineTuneConfig) -> Editor:
         metrics = {"loss": end.losses, "steps": end.step}
         return Params(params.edited | end.weights, params.frozen), state, EditInfo(deltas, metrics, finite)
 
-    return Editor(init, update)
+    return Editor(init, update, remembers=original)
 
 
 def _target_loss(model: Model, params: Params, requests: Requests, first: int):

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxedit.editors.closed_form import Preservation, preservation, remember, solve, write
 from jaxedit.errors import StatisticsError
-from jaxedit.linalg import dense, frobenius, safe_norm
+from jaxedit.linalg import added, frobenius, safe_norm
 from jaxedit.lookup import Lead, bare_rows, lead_of, rows_of, split_pass
 from jaxedit.models.decoder import Decoder
 from jaxedit.models.model import Model
@@ -75,7 +75,7 @@ def locate_and_edit(
                 lead, keys[layer], now = next_layer(decoder, lead, requests, config, done)
             residual = (values.target - now) / (len(paths) - done)
             delta, memories[path] = _write(state[path], keys[layer], residual, requests.weight, config)
-            deltas[path], edited[path] = delta, edited[path] + dense(delta)
+            deltas[path], edited[path] = delta, added(edited[path], delta)
             metrics[f"key_norm/{layer}"] = safe_norm(keys[layer].mean)
             metrics[f"residual_norm/{layer}"] = safe_norm(residual)
         metrics |= {
@@ -87,7 +87,7 @@ def locate_and_edit(
         finite = jnp.stack([jnp.isfinite(frobenius(edited[path])) for path in paths.values()]).all()
         return Params(edited, params.frozen), memories, EditInfo(deltas, metrics, finite)
 
-    return Editor(init, update)
+    return Editor(init, update, remembers=config.memory)
 
 
 def _write(

@@ -41,4 +41,3 @@ def unpack(x: Float[Array, "M d"], packing: Packing) -> Float[Array, "*N d"]:
 # Each is the other's transpose, a gather: differentiated as they stand they would become scatters, which are slow.
 pack.defvjp(lambda x, packing: (pack(x, packing), packing), lambda packing, g: (unpack(g, packing), None))
 unpack.defvjp(lambda x, packing: (unpack(x, packing), packing), lambda packing, g: (pack(g, packing), None))
-

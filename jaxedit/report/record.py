@@ -24,7 +24,7 @@ class RunRecord(NamedTuple):
     edits: Int[np.ndarray, "U"]  # facts written after each update
     norm: dict[str, Float[np.ndarray, "U"]]  # ||W||_F of each edited matrix after each update
     scores: dict[str, Float[np.ndarray, "E"]]  # of each fact right after its update; empty without scoring
-    not_finite: int  # updates with numbers that are not finite
+    refused: int  # updates that the guard left out
     unedited: dict[str, float]  # ES, PS, NS, S, ... of all edits on the unedited model
     final: dict[str, float]  # the same on the final model
     unedited_norm: dict[str, float]  # ||W||_F of every MLP matrix before the first update
@@ -72,8 +72,9 @@ def read_run(path: str | Path) -> RunRecord:
     if not lines:
         raise RunError(f"{path} has no finished update to report: `jaxedit resume {path}` goes on with it")
     config = folder.read("config")
-    done = (folder.path / "summary.json").is_file()
-    summary = folder.read("summary") if done else {"unedited": {}, "final": {}, "unedited_norm": {}}
+    summary = (
+        folder.read("summary") if folder.finished else {"unedited": {}, "final": {}, "unedited_norm": {}}
+    )
     return RunRecord(
         name=folder.path.resolve().name,
         editor=str(config["editor"]),
@@ -84,7 +85,7 @@ def read_run(path: str | Path) -> RunRecord:
             name: _floats(value for line in lines for value in line["scores"][name])
             for name in lines[0]["scores"]
         },
-        not_finite=sum(not line["finite"] for line in lines),
+        refused=sum(not line["applied"] for line in lines),
         unedited=summary["unedited"],
         final=summary["final"],
         unedited_norm=summary["unedited_norm"],

@@ -47,7 +47,7 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
             style = "bold" if index == 2 else ""
             scores = [_percent(means.get(name)) for name in (*SCORES, "S")]
             table.add_row(*first, phase, *scores, last, style=style, end_section=index == 2)
-    damaged = [f"{run.name}: {run.not_finite} updates are not finite" for run in runs if run.not_finite]
+    damaged = [f"{run.name}: {run.refused} updates were refused" for run in runs if run.refused]
     stopped = [f"{run.name}: stopped; `jaxedit resume` goes on with it" for run in runs if not run.finished]
     if damaged or stopped:
         table.caption, table.caption_justify = escape("\n".join(damaged + stopped)), "left"

@@ -1,28 +1,31 @@
 """The sequence driver: one compiled scan applies a chunk of updates, measuring after every one."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxedit.linalg import dense, frobenius
+from jaxedit.linalg import added, dense, frobenius
+from jaxedit.trajectory.guard import ANY_FINITE, Guard, refusal
 from jaxedit.types import EditInfo, Editor, LowRank, Params, Probes, Requests, State
 
 Observe = Callable[[Params, Any], dict[str, Array]]
 """Measures the model right after an update, on what the scan hands it for that update."""
+T = TypeVar("T")
 
 
 class Step(NamedTuple):
     """The account of one update; after a scan every leaf has a leading axis of E updates."""
 
     norm: dict[str, Float[Array, ""]]  # ||W||_F of every edited matrix after the update
-    delta_norm: dict[str, Float[Array, ""]]  # ||Delta||_F
-    finite: Bool[Array, ""]
+    delta_norm: dict[str, Float[Array, ""]]  # ||Delta||_F as the editor computed it, applied or not
+    applied: Bool[Array, ""]  # False where the guard refused it, or one before it in its chunk
+    refused: Int[Array, ""]  # the guard's reasons, 0 for none
     metrics: dict[str, Array]  # the editor's own figures
     observed: dict[str, Array]  # what `observe` measured
-    factors: dict[str, LowRank]  # the update itself where it is low rank
+    factors: dict[str, LowRank]  # what was added to each matrix, where the update is low rank
 
 
 class Chunk(NamedTuple):
@@ -30,6 +33,7 @@ class Chunk(NamedTuple):
 
     requests: Requests
     probes: Probes | None
+    active: Bool[Array, "E"] | None = None  # which updates to apply; all for None
 
 
 ApplyChunk = Callable[
@@ -37,7 +41,7 @@ ApplyChunk = Callable[
 ]
 
 
-def chunk_function(editor: Editor, observe: Observe | None = None) -> ApplyChunk:
+def chunk_function(editor: Editor, observe: Observe | None = None, guard: Guard = ANY_FINITE) -> ApplyChunk:
     """Compiles `(edited, frozen, state, chunk) -> (edited, state, steps)`.
 
     `edited` and `state` are donated: they are updated in place and must not be used again by the caller.
@@ -46,26 +50,70 @@ def chunk_function(editor: Editor, observe: Observe | None = None) -> ApplyChunk
     """
 
     def apply(edited, frozen, state, chunk: Chunk):
-        def body(carry, one: Chunk):
-            params, new_state, info = editor.update(Params(carry[0], frozen), carry[1], one.requests)
-            observed = {} if observe is None or one.probes is None else observe(params, one.probes)
-            return (params.edited, new_state), _account(params, info, observed)
+        active = jnp.ones(jax.tree.leaves(chunk.requests)[0].shape[0], bool)
+        active = active if chunk.active is None else chunk.active
 
-        (edited, state), steps = jax.lax.scan(body, (edited, state), chunk)
-        return edited, state, steps
+        def body(carry, one: tuple[Chunk, Array]):
+            (edited, state, halted), (chunk, wanted) = carry, one
+            params, new_state, info = editor.update(Params(edited, frozen), state, chunk.requests)
+            delta_norm = {path: frobenius(dense(delta)) for path, delta in info.delta.items()}
+            norm = {path: frobenius(matrix) for path, matrix in params.edited.items()}
+            code = jnp.where(wanted, refusal(guard, info.finite, norm, delta_norm), 0)
+            halted = halted | ((code > 0) & (guard.policy != "skip"))
+            applied = wanted & (code == 0) & ~halted
+            edited = choose(applied, params.edited, edited)
+            state = choose(applied, new_state, state) if editor.remembers else state
+            params = Params(edited, frozen)
+            step = Step(
+                norm={path: frobenius(matrix) for path, matrix in edited.items()},
+                delta_norm=delta_norm,
+                applied=applied,
+                refused=code,
+                metrics=info.metrics,
+                observed={} if observe is None or chunk.probes is None else observe(params, chunk.probes),
+                factors=factors_of(info, applied),
+            )
+            return (edited, state, halted), step
+
+        start = (edited, state, jnp.zeros((), bool))
+        (new, state_after, halted), steps = jax.lax.scan(body, start, (chunk._replace(active=None), active))
+        if guard.policy == "rollback":
+            new = choose(~halted, new, edited)
+            state_after = choose(~halted, state_after, state) if editor.remembers else state_after
+            before = {path: jnp.broadcast_to(frobenius(w), active.shape) for path, w in edited.items()}
+            steps = steps._replace(
+                applied=steps.applied & ~halted,
+                norm=choose(~halted, steps.norm, before),
+                factors=choose(~halted, steps.factors, jax.tree.map(jnp.zeros_like, steps.factors)),
+            )
+        return new, state_after, steps
 
     return jax.jit(apply, donate_argnums=(0, 2))
 
 
-def _account(params: Params, info: EditInfo, observed: dict[str, Array]) -> Step:
-    return Step(
-        norm={path: frobenius(matrix) for path, matrix in params.edited.items()},
-        delta_norm={path: frobenius(dense(delta)) for path, delta in info.delta.items()},
-        finite=info.finite,
-        metrics=info.metrics,
-        observed=observed,
-        factors={path: delta for path, delta in info.delta.items() if isinstance(delta, LowRank)},
-    )
+def factors_of(info: EditInfo, applied: Bool[Array, ""]) -> dict[str, LowRank]:
+    """The low-rank changes; zero where the update is not applied."""
+    found = {path: delta for path, delta in info.delta.items() if isinstance(delta, LowRank)}
+    return choose(applied, found, jax.tree.map(jnp.zeros_like, found))
+
+
+def choose(condition: Bool[Array, ""], yes: T, no: T) -> T:
+    """One of two pytrees of equal structure, by a traced condition."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+@jax.jit
+def replayed(
+    edited: dict[str, Array], factors: dict[str, LowRank], applied: Bool[Array, "E"]
+) -> dict[str, Array]:
+    """Matrices after E recorded updates, to the bit what the driver made of them; `factors` lead with E."""
+
+    def body(edited: dict[str, Array], one: tuple[dict[str, LowRank], Array]):
+        deltas, wanted = one
+        after = {path: added(edited[path], delta) for path, delta in deltas.items()}
+        return edited | choose(wanted, after, {path: edited[path] for path in after}), None
+
+    return jax.lax.scan(body, edited, (factors, applied))[0]
 
 
 def matrix_norms(params: dict[str, Array]) -> dict[str, Float[Array, ""]]:

@@ -1,205 +1,278 @@
-"""The run folder: everything a sequence of edits leaves behind, in open formats.
+"""The run folder: everything a sequence of edits leaves behind, in open formats (docs/run-format.md).
 
+    journal.jsonl      what is finished, with checksums of everything below; written last
     config.json        the resolved settings
     environment.json   versions, devices, seeds, contexts, fingerprint of the base weights
     facts.jsonl        the facts in the order in which they are edited
     metrics.jsonl      one line an update: norms, the editor's figures, scores right after it
-    updates/           chunk-00000.safetensors, ...: the low-rank factors of every update, float32
-    state/             orbax: edited matrices and editor state after the last finished chunk (and the one before)
+    updates/           000000.safetensors, ...: the low-rank factors of a chunk's updates, float32
+    snapshots/         orbax: the edited matrices at a few steps, the editor's state after the last ones
+    origin/            orbax: matrices that differed from the base weights when the run began; in branches only
     summary.json       written at the end: final scores beside the unedited model's
     figures/
 
-A chunk counts once its state is saved; what a stop leaves half-written behind that is dropped on resume.
+A chunk counts once its line is in the journal.
 """
 
-import contextlib
-import errno
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-from safetensors.numpy import save_file
+from jaxtyping import Array
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
 
 from jaxedit.errors import RunError
-from jaxedit.trajectory.run import Step
-from jaxedit.types import State
+from jaxedit.trajectory import journal as journals
+from jaxedit.trajectory import snapshots
+from jaxedit.trajectory.files import check_sums, sha256
+from jaxedit.trajectory.journal import Finished, Journal, Start
+from jaxedit.types import LowRank, State
 
-FORMAT = 1
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORMAT = 2
+DOCUMENTS = ("config", "environment")
+LARGEST_DOCUMENT = 2**30
 
 
 class RunFolder:
-    """One run on disk. Make it with `create` or `open`."""
+    """One run on disk, as far as its journal acknowledges it. Reading changes nothing."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=False)
-        self._states = ocp.CheckpointManager((path / "state").absolute(), options=options)
-
-    @classmethod
-    def create(cls, path: str | Path, **documents: Any) -> "RunFolder":
-        """A new run with its JSON documents (`config`, `environment`). Raises RunError if the folder exists."""
-        path = Path(path)
-        if path.exists():
-            raise RunError(
-                f"the run folder {path} exists already. Continue it with `jaxedit resume {path}`, "
-                f"or choose another folder with --out."
-            )
-        with disk(path):
-            for folder in ("updates", "figures", "state"):
-                (path / folder).mkdir(parents=True)
-            for name, content in documents.items():
-                write_json(path / f"{name}.json", content)
-            (path / "metrics.jsonl").touch()
-        return cls(path)
+    def __init__(self, path: Path, journal: Journal):
+        self.path, self.journal = path, journal
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
-        """An existing run. Raises RunError where there is none or its format is another one."""
+        """An existing run. Raises RunError where there is none, it is damaged, or its format is another one."""
         path = Path(path)
-        if not (path / "environment.json").is_file() or not (path / "config.json").is_file():
-            raise RunError(f"{path} is not a run folder: it has no config.json and environment.json")
-        run = cls(path)
-        if (found := run.read("environment").get("format")) != FORMAT:
-            raise RunError(f"{path} has run format {found!r}, this version of jaxedit reads {FORMAT}")
-        return run
+        if not (path / "journal.jsonl").is_file():
+            raise RunError(_no_run(path))
+        return cls(path, journals.read(path / "journal.jsonl", FORMAT))
+
+    @property
+    def updates(self) -> int:
+        """How many updates are finished."""
+        return self.journal.updates
+
+    @property
+    def finished(self) -> bool:
+        """Whether all updates are done and scored."""
+        return self.journal.end is not None
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether updates are kept as factors; else they are dense, and found again by running them."""
+        return all(chunk.factors for chunk in self.journal.chunks)
 
     def read(self, name: str) -> dict[str, Any]:
-        """One of the JSON documents. Raises RunError naming the file if it is missing or damaged."""
-        file = self.path / f"{name}.json"
+        """One of the JSON documents. Raises RunError naming the file if it is missing or altered."""
+        if name == "summary":
+            if self.journal.end is None:
+                raise RunError(f"{self.path / 'summary.json'} is missing: the run did not come to its end")
+            expected = self.journal.end.summary
+        else:
+            expected = getattr(self.journal.start, name)
+        return json.loads(self._bytes(f"{name}.json", expected))
+
+    def _bytes(self, name: str, expected: str) -> bytes:
+        file = self.path / name
         try:
-            return json.loads(file.read_text())
+            content = file.read_bytes()
         except FileNotFoundError:
+            raise RunError(f"{file} is missing: it was removed") from None
+        if sha256(content) != expected:
             raise RunError(
-                f"{file} is missing: the run did not get that far, or the file was removed"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise RunError(
-                f"{file} is damaged at line {error.lineno}, column {error.colno}: {error.msg}"
-            ) from None
+                f"{file} was altered since the run wrote it. A run keeps its settings: put the file back, or "
+                f"start another run; `jaxedit verify {self.path}` tells what is still good."
+            )
+        return content
 
-    def write(self, name: str, content: dict[str, Any]) -> None:
-        """Replaces one of the JSON documents in one step."""
-        with disk(self.path):
-            write_json(self.path / f"{name}.json", content)
+    def facts_file(self) -> Path:
+        """The facts in their order. Raises RunError if the file was altered."""
+        self._bytes("facts.jsonl", self.journal.start.facts)
+        return self.path / "facts.jsonl"
 
-    def require_base(self, model: str, fingerprint: str) -> None:
+    def require_base(self, model: str, weights: str) -> None:
         """Raises RunError unless the run was made on the weights with this fingerprint."""
         written = self.read("environment")["fingerprint"]
-        if written != fingerprint:
+        if written != weights:
             raise RunError(
-                f"{self.path} was made on other weights: the model {model!r} has fingerprint {fingerprint[:12]}, "
+                f"{self.path} was made on other weights: the model {model!r} has fingerprint {weights[:12]}, "
                 f"the run {written[:12]}. Give back the original weights."
             )
 
-    @property
-    def finished_chunks(self) -> int:
-        """How many chunks are saved with their state."""
-        latest = self._states.latest_step()
-        return 0 if latest is None else latest
-
-    def append(self, chunk: int, steps: Step, lines: Iterable[dict[str, Any]]) -> None:
-        """Adds chunk number `chunk` to the update log and the metrics; it counts only after `save`."""
-        with disk(self.path):
-            if steps.factors:
-                save_factors(self.path / "updates" / f"chunk-{chunk:05d}.safetensors", steps)
-            with (self.path / "metrics.jsonl").open("a") as file:
-                file.writelines(json.dumps(line, allow_nan=True) + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-
-    def save(self, chunks: int, edited: dict[str, jax.Array], state: State) -> None:
-        """Marks `chunks` chunks as finished by saving what is needed to go on from there."""
-        content = {"edited": edited, "state": state} if jax.tree.leaves(state) else {"edited": edited}
-        with disk(self.path):
-            self._states.save(chunks, args=ocp.args.StandardSave(content))
-            self._states.wait_until_finished()
-
-    def restore(self, edited: dict[str, jax.Array], state: State) -> tuple[dict[str, jax.Array], State]:
-        """Edited matrices and state after the last finished chunk; arguments give structure, shapes and types."""
-        content = {"edited": edited, "state": state} if jax.tree.leaves(state) else {"edited": edited}
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, content)
-        with jax.enable_x64(True):  # keeps the float64 inverses of closed-form editors
-            restored = self._states.restore(self.finished_chunks, args=ocp.args.StandardRestore(abstract))
-        return restored["edited"], restored.get("state", state)
-
-    def edited(self, like: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Edited matrices alone after the last finished chunk, without the state; `like` gives shapes and types."""
-        content = {"edited": jax.tree.map(ocp.utils.to_shape_dtype_struct, like)}
-        arguments = ocp.args.PyTreeRestore(
-            content, restore_args=ocp.checkpoint_utils.construct_restore_args(content), partial_restore=True
-        )
-        return self._states.restore(self.finished_chunks, args=arguments)["edited"]
-
-    def drop_unfinished(self, updates: int) -> None:
-        """Removes metrics and factors beyond the finished part, `updates` updates long."""
-        file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines(keepends=True)
-        with disk(self.path):
-            replace(file, "".join(lines[:updates]).encode())
-            for extra in sorted((self.path / "updates").glob("chunk-*.safetensors"))[self.finished_chunks :]:
-                extra.unlink()
-
     def metrics(self) -> list[dict[str, Any]]:
-        """All metric lines. Raises RunError with the line number where one is damaged."""
-        return list(read_jsonl(self.path / "metrics.jsonl"))
+        """The metric lines of all finished updates. Raises RunError naming the first chunk that is damaged."""
+        lines: list[dict[str, Any]] = []
+        for chunk in self.journal.chunks:
+            lines += [json.loads(line) for line in self.metric_bytes(chunk).splitlines()]
+        return lines
+
+    def metric_bytes(self, chunk: Finished) -> bytes:
+        """The lines of one chunk in metrics.jsonl."""
+        file = self.path / "metrics.jsonl"
+        start = self.journal.chunks[chunk.number - 1].metrics_end if chunk.number else 0
+        try:
+            with file.open("rb") as lines:
+                lines.seek(start)
+                content = lines.read(min(chunk.metrics_end - start, os.path.getsize(file)))
+        except FileNotFoundError:
+            raise RunError(f"{file} is missing: it was removed") from None
+        if sha256(content) != chunk.metrics:
+            raise RunError(
+                f"{file} is damaged in the lines of updates {chunk.first} to {chunk.after - 1}, bytes {start} "
+                f"to {chunk.metrics_end}. The lines before are good, and so are the updates themselves."
+            )
+        return content
+
+    def factors(self, chunk: Finished, like: Mapping[str, Array]) -> dict[str, LowRank]:
+        """Factors of a chunk's updates, leading axis `chunk.updates`.
+
+        `like` are the edited matrices; raises RunError where the file is missing, altered, or of other shapes.
+        """
+        name = factors_name(chunk.number)
+        content = self._bytes_of_updates(name, chunk)
+        try:
+            tensors = load_tensors(content)
+        except SafetensorError as error:
+            raise RunError(f"{self.path / name} cannot be read: {error}") from None
+        found = {}
+        for path, matrix in like.items():
+            left, right = tensors.pop(f"{path}/left", None), tensors.pop(f"{path}/right", None)
+            rank = left.shape[-1] if left is not None and left.ndim == 3 else 0
+            shapes = (chunk.updates, matrix.shape[0], rank), (chunk.updates, rank, matrix.shape[1])
+            if left is None or right is None or (left.shape, right.shape) != shapes:
+                raise RunError(f"{self.path / name} has no factors of shape {shapes} for {path}")
+            found[path] = LowRank(jnp.asarray(left), jnp.asarray(right))
+        if tensors:
+            raise RunError(
+                f"{self.path / name} has factors of matrices that the run does not edit: {[*tensors]}"
+            )
+        return found
+
+    def _bytes_of_updates(self, name: str, chunk: Finished) -> bytes:
+        try:
+            return self._bytes(name, chunk.factors)
+        except RunError as error:
+            raise RunError(
+                f"updates {chunk.first} to {chunk.after - 1} are lost: {error} Steps up to {chunk.first}, and those "
+                f"from the next snapshot on, can still be read."
+            ) from None
+
+    def fingerprint(self, chunks: int, part: str = "edited") -> str:
+        """What the journal says of the matrices, or of the editor's state, after so many chunks."""
+        entry: Start | Finished = self.journal.chunks[chunks - 1] if chunks else self.journal.start
+        return getattr(entry, part)
+
+    def snapshots(self, part: str = "edited") -> list[int]:
+        """After how many chunks there are snapshots, ascending."""
+        last = len(self.journal.chunks)
+        found = [n for n in range(last + 1) if snapshots.folder_of(self._snapshots, n, part).is_dir()]
+        return found
+
+    def restore(self, chunks: int, part: str, like: Any) -> Any:
+        """The snapshot after so many chunks; `like` gives structure, shapes and types."""
+        folder = snapshots.folder_of(self._snapshots, chunks, part)
+        return snapshots.restore(folder, like, self.fingerprint(chunks, part))
+
+    def state(self, like: State) -> State:
+        """The editor's state after the last finished chunk; `like` itself where it remembers nothing."""
+        last = len(self.journal.chunks)
+        return self.restore(last, "state", like) if self.fingerprint(last, "state") else like
+
+    def origin(self, like: Mapping[str, Array]) -> dict[str, Array]:
+        """Matrices in which the run's first model differed from the base weights; none but in a branch."""
+        branch = self.read("environment").get("branch")
+        if branch is None:
+            return {}
+        shapes = {path: jax.ShapeDtypeStruct(like[path].shape, jnp.float32) for path in branch["matrices"]}
+        return snapshots.restore(self.path / "origin", shapes, branch["fingerprint"])
+
+    @property
+    def _snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    def damages(self) -> list[str]:
+        """Everything in this folder that is not as the run left it; reads every file once."""
+        problems = []
+        for name, digest in vars(self.journal.start).items():
+            if name in DOCUMENTS or name == "facts":
+                file = f"{name}.jsonl" if name == "facts" else f"{name}.json"
+                problems += _problem(lambda: self._bytes(file, digest))  # noqa: B023
+        for chunk in self.journal.chunks:
+            problems += _problem(lambda: self.metric_bytes(chunk))  # noqa: B023
+            if chunk.factors:
+                name = factors_name(chunk.number)
+                problems += _problem(lambda: self._bytes_of_updates(name, chunk))  # noqa: B023
+        if self.journal.end is not None:
+            problems += _problem(lambda: self.read("summary"))
+        for part in ("edited", "state"):
+            problems += [
+                line
+                for number in self.snapshots(part)
+                for line in check_sums(snapshots.folder_of(self._snapshots, number, part))
+            ]
+        for folder in (self.path / "origin", self.path / "figures"):
+            problems += check_sums(folder) if folder.is_dir() and any(folder.iterdir()) else []
+        return problems + self._strangers()
+
+    def _strangers(self) -> list[str]:
+        """Files beyond what the journal acknowledges, and snapshots it asks for that are not there."""
+        problems = []
+        metrics = self.path / "metrics.jsonl"
+        end = self.journal.chunks[-1].metrics_end if self.journal.chunks else 0
+        if metrics.is_file() and metrics.stat().st_size > end:
+            problems.append(
+                f"{metrics} has {metrics.stat().st_size - end} bytes that the journal does not know"
+            )
+        if self.journal.unfinished:
+            problems.append(f"{self.path / 'journal.jsonl'}: its last line is not finished")
+        if self.journal.end is None and (self.path / "summary.json").exists():
+            problems.append(
+                f"{self.path / 'journal.jsonl'} does not reach the end, but summary.json is there"
+            )
+        names = {factors_name(chunk.number) for chunk in self.journal.chunks if chunk.factors}
+        files = {f"updates/{file.name}" for file in (self.path / "updates").iterdir()}
+        problems += [f"{self.path / name} is not in the journal" for name in sorted(files - names)]
+        for part, numbers in snapshots.retained(len(self.journal.chunks), self.low_rank).items():
+            asked = {number for number in numbers if self.fingerprint(number, part)}
+            problems += [
+                f"{snapshots.folder_of(self._snapshots, number, part)} is missing"
+                for number in sorted(asked - set(self.snapshots(part)))
+            ]
+        return problems
 
 
-def save_factors(file: Path, steps: Step) -> None:
-    """Factors of E updates as `{path}/left` [E, in, r] and `{path}/right` [E, r, out]."""
-    tensors = {}
-    for path, factors in steps.factors.items():
-        tensors[f"{path}/left"] = np.ascontiguousarray(factors.left)
-        tensors[f"{path}/right"] = np.ascontiguousarray(factors.right)
-    temporary = file.with_suffix(".partial")
-    save_file(tensors, temporary)
-    os.replace(temporary, file)
+def factors_name(chunk: int) -> str:
+    """File of a chunk's factors within the run folder."""
+    return f"updates/{chunk:06d}.safetensors"
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON document in one step: the old one or the new one, never a part."""
-    replace(file, (json.dumps(content, indent=2) + "\n").encode())
+def factor_tensors(factors: Mapping[str, LowRank]) -> dict[str, np.ndarray]:
+    """`{path}/left` [E, in, r] and `{path}/right` [E, r, out]."""
+    return {
+        f"{path}/{side}": np.ascontiguousarray(getattr(delta, side))
+        for path, delta in factors.items()
+        for side in LowRank._fields
+    }
 
 
-def replace(file: Path, content: bytes) -> None:
-    """Puts `content` in place of `file` in one step."""
-    temporary = file.with_suffix(file.suffix + ".partial")
-    with temporary.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, file)
-
-
-def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON-lines file. Raises RunError with file and line number where one is damaged."""
-    with file.open() as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RunError(
-                    f"{file}, line {number} is damaged: {error.msg}. Lines before it are good."
-                ) from None
-
-
-@contextlib.contextmanager
-def disk(path: Path) -> Iterator[None]:
-    """Turns a full disk into a RunError that says what is safe."""
+def _problem(read: Any) -> list[str]:
     try:
-        yield
-    except Exception as error:
-        full = isinstance(error, OSError) and error.errno in NO_SPACE
-        if not full and not any(
-            word in str(error) for word in ("No space left", "File too large", "quota exceeded")
-        ):
-            raise
-        raise RunError(
-            f"no space is left for {path}: {error}. All chunks finished before are safe; free some space, "
-            f"then `jaxedit resume {path}`."
-        ) from error
+        read()
+    except RunError as error:
+        return [str(error)]
+    return []
+
+
+def _no_run(path: Path) -> str:
+    if (path / "environment.json").is_file():
+        return (
+            f"{path} has no journal.jsonl: it was written in run format 1, or its journal was removed. "
+            f"This version of jaxedit reads format {FORMAT}; edit anew."
+        )
+    return f"{path} is not a run folder: it has no journal.jsonl"

@@ -27,7 +27,7 @@ def record(
         edits=np.arange(1, edits + 1),
         norm={path: unedited[path] * np.linspace(1.0, 1.01, edits + 1)[1:] for path in paths},
         scores=scores,
-        not_finite=0,
+        refused=0,
         unedited=means if finished else {},
         final=means if finished else {},
         unedited_norm=unedited if finished else {},

@@ -1,0 +1,38 @@
+"""From settings to finished runs and back again. The only rooms where all others meet."""
+
+from jaxedit.pipeline.config import Limits, RunConfig, check, config_from
+from jaxedit.pipeline.history import branch, model_at, trajectory
+from jaxedit.pipeline.prepare import (
+    Prepared,
+    Report,
+    choose_facts,
+    draw_contexts,
+    generator,
+    known_facts,
+    prepare,
+    quiet,
+    run_key,
+)
+from jaxedit.pipeline.sequence import Stop, resume, run
+
+__all__ = [
+    "Limits",
+    "Prepared",
+    "Report",
+    "RunConfig",
+    "Stop",
+    "branch",
+    "check",
+    "choose_facts",
+    "config_from",
+    "draw_contexts",
+    "generator",
+    "known_facts",
+    "model_at",
+    "prepare",
+    "quiet",
+    "resume",
+    "run",
+    "run_key",
+    "trajectory",
+]

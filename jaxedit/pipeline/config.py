@@ -1,0 +1,73 @@
+"""The settings of a run."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxedit.configs import build
+from jaxedit.editors import Settings, method
+from jaxedit.errors import ConfigError
+from jaxedit.moments import MomentSource
+from jaxedit.trajectory.guard import Policy
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an update may do, and what becomes of one that does more."""
+
+    policy: Policy = "stop"
+    """stop: end the run before it; skip: leave it out; rollback: leave out the whole chunk it is in."""
+    edit: float | None = None
+    """Largest ||Delta||_F of one update over ||W_0||_F of its matrix."""
+    total: float | None = None
+    """Largest ||W||_F after an update over ||W_0||_F."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A sequence of edits, fully specified: the same configuration gives the same numbers."""
+
+    out: str = "runs/latest"
+    """Run folder to write; it must not exist."""
+    model: str = "smollm2-135m"
+    """Folder, hub id, or built-in name of the model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; edited matrices are float32 always."""
+    facts: str = "world"
+    """"world", or a file of facts (CounterFact, zsRE, KnowEdit, JSONL)."""
+    count: int = 30
+    """How many facts to edit."""
+    known: bool = True
+    """Take only facts that the unedited model knows, by measuring."""
+    editor: str = "memit"
+    """Name of the editor; `jaxedit editors` lists them."""
+    settings: Settings = Settings()
+    """Departures from the editor's preset."""
+    batch_size: int = 1
+    """Facts written by one update; 0 writes all at once."""
+    chunk: int = 10
+    """Updates between saves; each chunk is one compiled call."""
+    moments: MomentSource = MomentSource()
+    """Where the second moments of keys come from."""
+    limits: Limits = Limits()
+    """Updates that are refused."""
+    score: bool = True
+    """Score every edit right after its update."""
+    seed: int = 0
+    """Of everything random: contexts, sampled text, the order of facts."""
+
+
+def check(config: RunConfig) -> None:
+    """Raises ConfigError for settings that cannot work, before anything is loaded."""
+    method(config.editor)
+    for name, least in (("count", 1), ("chunk", 1), ("batch_size", 0)):
+        if getattr(config, name) < least:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least {least}")
+    for name in ("edit", "total"):
+        value = getattr(config.limits, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"limits.{name} is {value}; it must be above 0")
+
+
+def config_from(content: dict[str, Any]) -> RunConfig:
+    """A `RunConfig` from plain data. Raises ConfigError for names it does not have, with the nearest ones."""
+    return build(RunConfig, content)

@@ -1,0 +1,111 @@
+"""Steps of runs, for those who have the model at hand: replay, branches, edits taken out."""
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxedit.data.shapes import RequestShape
+from jaxedit.errors import RunError
+from jaxedit.models.sources import Checkpoint
+from jaxedit.pipeline.config import RunConfig, check
+from jaxedit.pipeline.plan import Plan
+from jaxedit.pipeline.prepare import Prepared, Report, choose_facts, draw_contexts, prepare, quiet
+from jaxedit.pipeline.sequence import (
+    Stop,
+    apply_function,
+    finish,
+    guard_for,
+    never,
+    new_folder,
+    reopen,
+    with_matrices,
+)
+from jaxedit.trajectory.files import fingerprint
+from jaxedit.trajectory.journal import Finished
+from jaxedit.trajectory.replay import Rerun, Trajectory
+from jaxedit.trajectory.store import RunFolder
+from jaxedit.trajectory.writer import refuse_existing
+from jaxedit.types import State
+
+
+def trajectory(path: str | Path, report: Report = quiet) -> tuple[Trajectory, RunConfig, Prepared]:
+    """All steps of a run, dense updates and editors' memories included, with what the run is made of."""
+    folder = RunFolder.open(path)
+    config, prepared = reopen(folder, report)
+    state = prepared.editor.init(prepared.params)
+    found = Trajectory(folder, prepared.params.edited, state, rerun_of(config, folder, prepared))
+    return found, config, prepared
+
+
+def rerun_of(config: RunConfig, folder: RunFolder, prepared: Prepared) -> Rerun:
+    """Runs recorded chunks once more by the very program that the run used, stopping after any of their updates."""
+    plan = Plan(config, prepared)
+    apply = apply_function(config, prepared, guard_for(config, prepared, folder.journal.policy))
+
+    def rerun(
+        edited: dict[str, Array], state: State, chunk: Finished, count: int
+    ) -> tuple[dict[str, Array], State]:
+        planned = plan.planned(chunk.first, chunk.updates, RequestShape(*chunk.shape))
+        active = jnp.arange(plan.length) < count
+        copies = jax.tree.map(jnp.copy, (edited, state))
+        edited, state, _ = apply(
+            copies[0], prepared.params.frozen, copies[1], planned.chunk._replace(active=active)
+        )
+        return edited, state
+
+    return rerun
+
+
+def branch(
+    path: str | Path,
+    step: int,
+    out: str | Path,
+    changes: dict[str, Any] | None = None,
+    report: Report = quiet,
+    stop: Stop = never,
+) -> RunFolder:
+    """A new run from the model after `step` updates of another.
+
+    With the settings of the first run it goes on as that one did: with the facts that were left, the editor's
+    memory carried over; to the bit where these facts need arrays of the same shapes, else to rounding.
+    `changes` are settings of `RunConfig` by name; with another editor, other settings of it, or other facts,
+    the memory starts empty.
+    """
+    refuse_existing(Path(out))
+    parent, config, prepared = trajectory(path, report)
+    changes = dict(changes or {})
+    new = dataclasses.replace(config, **changes, out=str(out))
+    check(new)
+    same = (new.editor, new.settings, new.facts) == (config.editor, config.settings, config.facts)
+    edited, state = parent.resumable(step) if same else (parent.at(step), None)
+    matrices = parent.folder.origin(prepared.checkpoint.params) | edited
+    checkpoint = with_matrices(prepared.checkpoint, matrices)
+    if same:
+        done = sum(len(batch) for batch in Plan(config, prepared).batches[:step])
+        facts, contexts = prepared.facts[done:], prepared.contexts
+        if not facts:
+            raise RunError(
+                f"{path} has no facts left after step {step}: name others with --facts, or an earlier step"
+            )
+    else:
+        facts, contexts = choose_facts(new, checkpoint, report), draw_contexts(new, checkpoint)
+    ready = prepare(new, checkpoint, facts, contexts, report)
+    state = ready.editor.init(ready.params) if state is None else state
+    origin = {"matrices": sorted(matrices), "fingerprint": fingerprint(matrices)}
+    about = {"run": str(path), "step": step, **origin}
+    folder = new_folder(new, ready, state, matrices, about)
+    return finish(new, folder, ready, report, stop)
+
+
+def model_at(path: str | Path, step: int | None = None, without: Collection[int] = ()) -> Checkpoint:
+    """The whole model after a step (the last one by default), or after the last with some updates left out."""
+    found, _, prepared = trajectory(path)
+    if without and step is not None:
+        raise RunError("updates are left out of the last step: give a step, or updates to leave out")
+    matrices = found.without(without) if without else found.at(found.steps if step is None else step)
+    return with_matrices(prepared.checkpoint, matrices)

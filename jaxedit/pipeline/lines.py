@@ -1,0 +1,68 @@
+"""What a run says of its updates in metrics.jsonl, and of itself in summary.json."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxedit.data.facts import Fact
+from jaxedit.data.probes import encode_probes
+from jaxedit.evaluation.edits import score_all, summarise
+from jaxedit.models.model import join
+from jaxedit.pipeline.prepare import Prepared, Report
+from jaxedit.trajectory.guard import reasons
+from jaxedit.trajectory.run import Step, matrix_norms
+from jaxedit.types import Params
+
+
+def metric_lines(steps: Step, first: int, batches: Sequence[Sequence[Fact]]) -> Iterator[str]:
+    """One JSON object for every update of a chunk; per-fact figures are lists in the order of `facts`."""
+    for offset, batch in enumerate(batches):
+        one = jax.tree.map(lambda x: np.asarray(x)[offset], steps._replace(factors={}))  # noqa: B023
+        facts = len(batch)
+        line = {
+            "update": first + offset,
+            "facts": [fact.id for fact in batch],
+            "applied": bool(one.applied),
+            "refused": reasons(int(one.refused)),
+            "norm": plain(one.norm, facts),
+            "delta_norm": plain(one.delta_norm, facts),
+            "metrics": plain(one.metrics, facts),
+            "scores": plain(one.observed, facts),
+        }
+        yield json.dumps(line, allow_nan=True) + "\n"
+
+
+def plain(values: dict[str, np.ndarray], facts: int) -> dict[str, Any]:
+    """Arrays as JSON numbers and lists, padding facts cut off, `null` for NaN."""
+
+    def convert(x: np.ndarray) -> Any:
+        x = np.asarray(x)
+        x = x[..., :facts] if x.ndim else x
+        if x.dtype.kind != "f":
+            return x.tolist()
+        plain_numbers = x.astype(object)
+        plain_numbers[np.isnan(x)] = None
+        return plain_numbers.tolist()
+
+    return {name: convert(value) for name, value in values.items()}
+
+
+def summary(prepared: Prepared, final: Params, report: Report) -> dict[str, Any]:
+    """Scores of all edits on the final model and on the one before, and norms of every MLP matrix."""
+    checkpoint = prepared.checkpoint
+    limit = checkpoint.model.config.max_positions
+    probes = encode_probes(prepared.facts, checkpoint.tokenizer, max_length=limit)
+    result: dict[str, Any] = {"edits": len(prepared.facts)}
+    report("scoring all edits", 0, 2)
+    result["unedited"] = summarise(score_all(checkpoint.model, checkpoint.params, probes))
+    report("scoring all edits", 1, 2)
+    result["final"] = summarise(score_all(checkpoint.model, join(final), probes))
+    report("scoring all edits", 2, 2)
+    norms = matrix_norms(checkpoint.params)
+    result["unedited_norm"] = {path: float(norm) for path, norm in norms.items()}
+    result["final_norm"] = {path: float(jnp.linalg.norm(w)) for path, w in final.edited.items()}
+    return result

@@ -1,0 +1,109 @@
+"""The facts of a run as chunks of equal-shaped arrays, so that a run compiles once or twice."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxedit.data.encode import encode_requests, request_shape
+from jaxedit.data.facts import Fact
+from jaxedit.data.probes import encode_probes, probe_shape
+from jaxedit.data.shapes import ProbeShape, RequestShape, pad_probes, pad_requests
+from jaxedit.pipeline.config import RunConfig
+from jaxedit.pipeline.prepare import Prepared
+from jaxedit.trajectory.run import Chunk, stack
+from jaxedit.types import Requests
+
+
+class Planned(NamedTuple):
+    """A chunk before it is run."""
+
+    first: int  # its first update
+    batches: list[list[Fact]]  # one for each update
+    shape: RequestShape
+    chunk: Chunk  # padded to the length of all chunks
+
+
+class Plan:
+    """How a run's facts are cut into updates and chunks."""
+
+    def __init__(self, config: RunConfig, prepared: Prepared):
+        self._tokenizer = prepared.checkpoint.tokenizer
+        self._limit = prepared.checkpoint.model.config.max_positions
+        self._contexts = prepared.contexts
+        size = config.batch_size or len(prepared.facts)
+        self.batches = [prepared.facts[i : i + size] for i in range(0, len(prepared.facts), size)]
+        self._first_case = np.cumsum([0, *map(len, self.batches)])
+        self._size = min(size, len(prepared.facts))
+        self.length = min(config.chunk, len(self.batches))
+        self._needed = [self._shape(batch) for batch in self.batches]
+        self._small, self._large = two_shapes(
+            [largest(self._needed[i : i + self.length]) for i in range(0, len(self.batches), self.length)]
+        )
+        self._scored: ProbeShape | None = None
+        if config.score:
+            self._scored = probe_shape(prepared.facts, self._tokenizer, max_length=self._limit)
+
+    @property
+    def updates(self) -> int:
+        """How many updates there are."""
+        return len(self.batches)
+
+    def chunks(self, first: int) -> Iterator[Planned]:
+        """All chunks from update number `first` on."""
+        for start in range(first, self.updates, self.length):
+            count = min(self.length, self.updates - start)
+            fits = fit(largest(self._needed[start : start + count]), self._small)
+            yield self.planned(start, count, self._small if fits else self._large)
+
+    def planned(self, first: int, count: int, shape: RequestShape) -> Planned:
+        """Updates `first` .. `first + count - 1` in arrays of this shape, inactive padding behind them."""
+        batches = self.batches[first : first + count]
+        requests, probes = [], []
+        for update, batch in enumerate(batches, first):
+            cases = range(self._first_case[update], self._first_case[update + 1])
+            encoded = encode_requests(
+                batch, self._tokenizer, self._contexts, max_length=self._limit, shape=shape, cases=cases
+            )
+            requests.append(pad_requests(encoded, self._size))
+            if self._scored is not None:
+                rows = encode_probes(batch, self._tokenizer, max_length=self._limit, shape=self._scored)
+                probes.append(pad_probes(rows, self._size))
+        missing = self.length - count
+        requests += [empty(requests[-1])] * missing
+        probes += probes[-1:] * missing
+        active = jnp.arange(self.length) < count
+        return Planned(
+            first, batches, shape, Chunk(stack(requests), stack(probes) if probes else None, active)
+        )
+
+    def _shape(self, facts: Sequence[Fact]) -> RequestShape:
+        return request_shape(facts, self._tokenizer, self._contexts, max_length=self._limit)
+
+
+def two_shapes(needed: Sequence[RequestShape]) -> tuple[RequestShape, RequestShape]:
+    """A shape for chunks whose tails are not above the median, and one that holds all.
+
+    No more than two, since each costs a compilation. Prefixes are run once and share one size; tails are run
+    at every step of an optimisation.
+    """
+    median = sorted(shape.S for shape in needed)[len(needed) // 2]
+    large = largest(needed)
+    small = largest([shape for shape in needed if median >= shape.S])
+    return small._replace(P=large.P), large
+
+
+def largest(shapes: Sequence[RequestShape]) -> RequestShape:
+    """The least shape that holds all of these."""
+    return RequestShape(*(max(sizes) for sizes in zip(*shapes, strict=True)))
+
+
+def fit(shape: RequestShape, room: RequestShape) -> bool:
+    """Whether arrays of one shape can hold what another needs."""
+    return all(size <= most for size, most in zip(shape, room, strict=True))
+
+
+def empty(requests: Requests) -> Requests:
+    """Requests of the same shape that ask for nothing, so that they cost little."""
+    return requests._replace(weight=jnp.zeros_like(requests.weight), case=jnp.full_like(requests.case, -1))

@@ -1,0 +1,150 @@
+"""A run's ingredients: the model, the facts in their order, contexts, second moments, the editor."""
+
+import dataclasses
+import functools
+import platform
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxedit.data.contexts import sample_contexts
+from jaxedit.data.facts import Fact
+from jaxedit.data.probes import encode_probes, probe_shape
+from jaxedit.data.sources import load_facts
+from jaxedit.editors import method
+from jaxedit.errors import FactError
+from jaxedit.evaluation.edits import probe_scores
+from jaxedit.evaluation.generation import sample
+from jaxedit.models.sources import Checkpoint
+from jaxedit.moments import load_moments
+from jaxedit.pipeline.config import RunConfig
+from jaxedit.types import Editor, Params
+
+Report = Callable[[str, int, int], None]
+"""Called with a stage's name, how much of it is done, and how much there is."""
+
+
+PURPOSES = ("contexts", "corpus")
+"""What a run draws random numbers for, each from a key of its own."""
+
+
+class Prepared(NamedTuple):
+    """A run's ingredients, before its first update."""
+
+    checkpoint: Checkpoint
+    facts: list[Fact]
+    contexts: tuple[str, ...]
+    moments: dict[int, Float[Array, "d_k d_k"]]  # empty for editors without
+    editor: Editor
+    params: Params
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """A report that says nothing."""
+
+
+def choose_facts(config: RunConfig, checkpoint: Checkpoint, report: Report) -> list[Fact]:
+    """The facts to edit, in order. Raises FactError where the set has too few."""
+    facts = load_facts(config.facts)
+    if config.known:
+        facts = known_facts(facts, config.count, checkpoint, report)
+    if len(facts) < config.count:
+        what = "that the model knows " if config.known else ""
+        raise FactError(
+            f"{config.facts!r} has {len(facts)} facts {what}but {config.count} are asked for: lower --count"
+            + (", or take unknown facts too with --no-known" if config.known else "")
+        )
+    return facts[: config.count]
+
+
+def known_facts(
+    facts: Sequence[Fact], count: int, checkpoint: Checkpoint, report: Report = quiet, batch: int = 64
+) -> list[Fact]:
+    """The first `count` facts whose true object the unedited model gives by arg-max on the bare prompt."""
+    model = checkpoint.model
+    bare = [
+        dataclasses.replace(fact, paraphrases=(), neighborhood=(), neighborhood_true=()) for fact in facts
+    ]
+    shape = probe_shape(bare, checkpoint.tokenizer, max_length=model.config.max_positions)
+    step = jax.jit(functools.partial(probe_scores, model))
+    known: list[Fact] = []
+    for start in range(0, len(facts), batch):
+        rows = bare[start : start + batch]
+        probes = encode_probes(
+            rows + rows[-1:] * (batch - len(rows)),
+            checkpoint.tokenizer,
+            max_length=model.config.max_positions,
+            shape=shape,
+        )
+        knows = np.asarray(step(checkpoint.params, probes)["knows"])[: len(rows)]
+        known += [fact for fact, yes in zip(facts[start : start + batch], knows, strict=True) if yes]
+        report("finding facts the model knows", min(len(known), count), count)
+        if len(known) >= count:
+            break
+    return known[:count]
+
+
+def draw_contexts(config: RunConfig, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The editor's context prefixes, sampled from the model by the run's seed."""
+    style = method(config.editor).contexts
+    if style is None:
+        return ("",)
+    return sample_contexts(
+        generator(checkpoint, top_k=5), checkpoint.tokenizer, style, run_key(config, "contexts")
+    )
+
+
+def generator(checkpoint: Checkpoint, top_k: int):
+    """`sample` on the unedited model, special tokens banned."""
+    banned = tuple(sorted(set(checkpoint.tokenizer.all_special_ids)))
+
+    def generate(prompt: Array, valid: Array, steps: int, key: Array) -> Array:
+        return sample(checkpoint.model, checkpoint.params, prompt, valid, steps, key, top_k, 1.0, banned)
+
+    return generate
+
+
+def run_key(config: RunConfig, purpose: str) -> Array:
+    """An independent PRNG key for each purpose of a run."""
+    return jax.random.fold_in(jax.random.key(config.seed), PURPOSES.index(purpose))
+
+
+def prepare(
+    config: RunConfig, checkpoint: Checkpoint, facts: list[Fact], contexts: tuple[str, ...], report: Report
+) -> Prepared:
+    """The editor with its second moments, and the parameters split for it."""
+    chosen = method(config.editor)
+    resolved = chosen.configure(checkpoint.model.config, config.settings)
+    moments: dict[int, Float[Array, "d_k d_k"]] = {}
+    if chosen.needs_moments:
+        generate = generator(checkpoint, top_k=50)
+        moments = load_moments(
+            config.moments, checkpoint, resolved.layers, generate, run_key(config, "corpus"), report
+        )
+    editor = chosen.build(checkpoint.model, moments, resolved)
+    paths = checkpoint.model.edited_paths(resolved.layers)
+    params = checkpoint.model.split(checkpoint.params, paths.values())
+    return Prepared(checkpoint, facts, contexts, moments, editor, params)
+
+
+def environment(config: RunConfig, checkpoint: Checkpoint, contexts: tuple[str, ...]) -> dict[str, Any]:
+    """What, besides the configuration, the numbers depend on."""
+    packages = ("jaxedit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+    resolved = method(config.editor).configure(checkpoint.model.config, config.settings)
+    keys = {purpose: jax.random.key_data(run_key(config, purpose)).tolist() for purpose in PURPOSES}
+    return {
+        "fingerprint": checkpoint.fingerprint,
+        "model_config": dataclasses.asdict(checkpoint.model.config),
+        "editor": dataclasses.asdict(resolved),
+        "contexts": list(contexts),
+        "seed": config.seed,
+        "keys": keys,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": [str(device) for device in jax.devices()],
+        "versions": {name: metadata.version(name) for name in packages},
+    }

@@ -1,0 +1,197 @@
+"""From settings to a finished run, and on from wherever one stopped. The only place where all rooms meet."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxedit.data.records import jsonl
+from jaxedit.data.sources import load_facts
+from jaxedit.errors import RunError
+from jaxedit.evaluation.edits import probe_scores
+from jaxedit.models.sources import Checkpoint, load
+from jaxedit.pipeline.config import RunConfig, check, config_from
+from jaxedit.pipeline.lines import metric_lines, summary
+from jaxedit.pipeline.plan import Plan
+from jaxedit.pipeline.prepare import (
+    Prepared,
+    Report,
+    choose_facts,
+    draw_contexts,
+    environment,
+    prepare,
+    quiet,
+)
+from jaxedit.trajectory.guard import REASONS, Guard, Policy, guard_of
+from jaxedit.trajectory.replay import Trajectory
+from jaxedit.trajectory.run import ApplyChunk, Step, chunk_function, matrix_norms
+from jaxedit.trajectory.store import RunFolder
+from jaxedit.trajectory.writer import Done, RunWriter, create, refuse_existing
+from jaxedit.types import Params, State
+
+Stop = Callable[[], bool]
+"""Asked after every chunk whether to end the run there, to be resumed."""
+
+
+def never() -> bool:
+    """A stop that does not come."""
+    return False
+
+
+def run(config: RunConfig, report: Report = quiet, stop: Stop = never) -> RunFolder:
+    """Edits `config.count` facts in sequence and writes the run folder; returns it when all is done."""
+    check(config)
+    refuse_existing(Path(config.out))
+    checkpoint = load(config.model, dtype=jnp.dtype(config.dtype))
+    facts = choose_facts(config, checkpoint, report)
+    contexts = draw_contexts(config, checkpoint)
+    prepared = prepare(config, checkpoint, facts, contexts, report)
+    state = prepared.editor.init(prepared.params)
+    folder = new_folder(config, prepared, state)
+    return finish(config, folder, prepared, report, stop)
+
+
+def new_folder(
+    config: RunConfig,
+    prepared: Prepared,
+    state: State,
+    origin: dict[str, Array] | None = None,
+    branch: dict[str, Any] | None = None,
+) -> RunFolder:
+    """The folder of a run that is about to begin; `origin` and `branch` are those of `history.branch`."""
+    documents = {
+        "config": dataclasses.asdict(config),
+        "environment": environment(config, prepared.checkpoint, prepared.contexts),
+    }
+    if branch is not None:
+        documents["environment"]["branch"] = branch
+    remembered = state if prepared.editor.remembers else None
+    return create(config.out, documents, jsonl(prepared.facts), prepared.params.edited, remembered, origin)
+
+
+def resume(
+    path: str | Path, report: Report = quiet, stop: Stop = never, policy: Policy | None = None
+) -> RunFolder:
+    """Goes on with a stopped run from its last finished chunk, to the same end as if it had not stopped.
+
+    `policy` changes what becomes of refused updates from here on.
+    """
+    folder = RunFolder.open(path)
+    if folder.finished:
+        return folder
+    config, prepared = reopen(folder, report)
+    return finish(config, folder, prepared, report, stop, policy)
+
+
+def reopen(folder: RunFolder, report: Report = quiet) -> tuple[RunConfig, Prepared]:
+    """A run's settings and ingredients as they were. Raises RunError where the base weights are others."""
+    config = config_from(folder.read("config") | {"out": str(folder.path)})
+    checkpoint = load(config.model, dtype=jnp.dtype(config.dtype))
+    folder.require_base(config.model, checkpoint.fingerprint)
+    checkpoint = with_matrices(checkpoint, folder.origin(checkpoint.params))
+    facts = load_facts(str(folder.facts_file()))
+    contexts = tuple(folder.read("environment")["contexts"])
+    return config, prepare(config, checkpoint, facts, contexts, report)
+
+
+def with_matrices(checkpoint: Checkpoint, matrices: dict[str, Array]) -> Checkpoint:
+    """A model in which some matrices are others; its fingerprint stays that of the base weights."""
+    return dataclasses.replace(checkpoint, params=checkpoint.params | matrices)
+
+
+def finish(
+    config: RunConfig,
+    folder: RunFolder,
+    prepared: Prepared,
+    report: Report,
+    stop: Stop = never,
+    policy: Policy | None = None,
+) -> RunFolder:
+    """Applies all updates that are not yet in the folder, then scores everything on the final model."""
+    with RunWriter(folder) as writer:
+        folder = RunFolder.open(folder.path)
+        if policy is not None:
+            writer.change_policy(policy)
+        edited, state = continued(folder, prepared)
+        edited, stopped = _apply_all(config, writer, prepared, (edited, state), report, stop)
+        if not stopped:
+            writer.end(summary(prepared, Params(edited, prepared.params.frozen), report))
+    return RunFolder.open(folder.path)
+
+
+def continued(folder: RunFolder, prepared: Prepared) -> tuple[dict[str, Array], State]:
+    """Copies of the matrices and the state from which a run goes on; chunks take over the buffers they get."""
+    state = prepared.editor.init(prepared.params)
+    last = len(folder.journal.chunks)
+    if folder.low_rank:
+        edited = Trajectory(folder, prepared.params.edited, state).at(folder.updates)
+    else:
+        edited = folder.restore(last, "edited", prepared.params.edited)
+    return jax.tree.map(jnp.copy, (edited, folder.state(state)))
+
+
+def _apply_all(
+    config: RunConfig,
+    writer: RunWriter,
+    prepared: Prepared,
+    start: tuple[dict[str, Array], State],
+    report: Report,
+    stop: Stop,
+) -> tuple[dict[str, Array], bool]:
+    """The edited matrices after the last update, and whether the run was stopped before."""
+    plan = Plan(config, prepared)
+    guard = guard_for(config, prepared, writer.journal.policy)
+    apply = apply_function(config, prepared, guard)
+    edited, state = start
+    begun = writer.journal.updates
+    report("editing", begun, plan.updates)
+    remembers = prepared.editor.remembers
+    chunks = plan.chunks(begun)
+    upcoming = next(chunks, None)
+    while (planned := upcoming) is not None:
+        if stop():
+            return edited, True
+        edited, state, steps = apply(edited, prepared.params.frozen, state, planned.chunk)
+        kept = jax.tree.map(jnp.copy, (edited, state if remembers else None))
+        upcoming = next(chunks, None)  # encoded while the device works
+        refused = np.asarray(steps.refused)
+        halted = guard.policy == "stop" and refused.any()
+        count = int(np.flatnonzero(refused)[0]) if halted else len(planned.batches)
+        if count:
+            lines = metric_lines(steps, planned.first, planned.batches[:count])
+            writer.append(Done(count, tuple(planned.shape), steps, lines, *kept))
+        if halted:
+            writer.wait()
+            raise RunError(_refusal(writer.path, planned.first + count, steps, count, planned.batches[count]))
+        report("editing", planned.first + count, plan.updates)
+    return edited, False
+
+
+def guard_for(config: RunConfig, prepared: Prepared, policy: Policy | None = None) -> Guard:
+    """The run's limits in the units of its matrices, which are those before its first update."""
+    norms = {path: float(norm) for path, norm in matrix_norms(prepared.params.edited).items()}
+    limits = config.limits
+    return guard_of(norms, policy or limits.policy, limits.edit, limits.total)
+
+
+def apply_function(config: RunConfig, prepared: Prepared, guard: Guard) -> ApplyChunk:
+    """The compiled driver of this run."""
+    observe = functools.partial(probe_scores, prepared.checkpoint.model) if config.score else None
+    return chunk_function(prepared.editor, observe, guard)
+
+
+def _refusal(path: Path, update: int, steps: Step, offset: int, facts: list) -> str:
+    code = int(np.asarray(steps.refused)[offset])
+    why = " and ".join(text for i, text in enumerate(REASONS) if code >> i & 1)
+    sizes = {name: float(np.asarray(x)[offset]) for name, x in steps.delta_norm.items()}
+    return (
+        f"update {update} of {path} (fact {', '.join(repr(fact.id) for fact in facts[:3])}) is {why}: "
+        f"||Delta|| = {sizes}. It was not applied; all {update} updates before it are saved. Go on without "
+        f"such updates with `jaxedit resume {path} --policy skip`, or look at the fact and the settings."
+    )

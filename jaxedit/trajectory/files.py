@@ -1,0 +1,113 @@
+"""Writing files so that a stop at any moment leaves the old content or the new, and telling them apart later."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxedit.errors import RunError
+
+SUMS = "SHA256SUMS"
+"""Name of a list of checksums, in the format of `sha256sum --check`."""
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def sha256(content: bytes) -> str:
+    """Hexadecimal digest."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def fingerprint(tree: PyTree) -> str:
+    """Digest of every leaf's path, type, shape and bits."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()
+
+
+def replace(file: Path, content: bytes) -> None:
+    """Puts `content` in place of `file` in one step, and waits until it is on the disk."""
+    temporary = file.with_suffix(file.suffix + ".partial")
+    with temporary.open("wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, file)
+    sync(file.parent)
+
+
+def append(file: Path, content: bytes) -> None:
+    """Adds `content` at the end, and waits until it is on the disk."""
+    with file.open("ab") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def sync(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def json_bytes(content: dict[str, Any]) -> bytes:
+    """A document for people to read."""
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def write_sums(folder: Path) -> None:
+    """Lists the checksums of all files below a folder in the folder itself."""
+    lines = [f"{sha256(file.read_bytes())}  {file.relative_to(folder)}\n" for file in _files(folder)]
+    replace(folder / SUMS, "".join(lines).encode())
+
+
+def check_sums(folder: Path) -> list[str]:
+    """What is wrong with the files below a folder that has such a list; empty where nothing is."""
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+        expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except FileNotFoundError:
+        return [f"{folder / SUMS} is missing"]
+    except ValueError:
+        return [f"{folder / SUMS} is damaged: it is no list of checksums"]
+    found = {str(file.relative_to(folder)): file for file in _files(folder)}
+    problems = [f"{folder / name} is missing" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"{folder / name} is not in {SUMS}" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(found.keys() & expected.keys()):
+        if sha256(found[name].read_bytes()) != expected[name]:
+            problems.append(f"{folder / name} is damaged: its checksum is not that in {SUMS}")
+    return problems
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / SUMS)
+
+
+@contextlib.contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """Turns a full disk into a RunError that says what is safe."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in NO_SPACE
+        if not full and not any(
+            word in str(error) for word in ("No space left", "File too large", "quota exceeded")
+        ):
+            raise
+        raise RunError(
+            f"no space is left for {path}: {error}. All chunks finished before are safe; free some space, "
+            f"then `jaxedit resume {path}`."
+        ) from error

@@ -1,0 +1,215 @@
+"""Any step of a finished or stopped run again: its matrices, the change between two steps, edits taken out."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxedit.errors import RunError
+from jaxedit.trajectory.files import fingerprint
+from jaxedit.trajectory.journal import Finished
+from jaxedit.trajectory.run import replayed
+from jaxedit.trajectory.store import RunFolder
+from jaxedit.types import LowRank, State
+
+Matrices = dict[str, Array]
+Rerun = Callable[[Matrices, State, Finished, int], tuple[Matrices, State]]
+"""Runs the first so many updates of a chunk once more, from the matrices and the state before it."""
+
+
+class Trajectory:
+    """The steps 0 .. `steps` of a run; step t is the model after t updates.
+
+    `like` are the edited matrices, or their shapes and types; `state` is the editor's state in the same way.
+    Low-rank updates are added up from the nearest snapshot, to the bit what the run had. Dense ones are run
+    once more from there by `rerun`: to the bit too on the same machine and versions.
+    """
+
+    def __init__(
+        self, folder: RunFolder, like: Mapping[str, Array], state: State = None, rerun: Rerun | None = None
+    ):
+        self.folder, self.like = folder, dict(like)
+        self._state, self._rerun = state, rerun
+
+    @property
+    def steps(self) -> int:
+        """How many updates are finished."""
+        return self.folder.updates
+
+    def at(self, step: int) -> Matrices:
+        """The edited matrices after `step` updates.
+
+        Raises RunError for a step that the run does not have, and where the files that lead there are damaged.
+        """
+        self._check(step)
+        if not self.folder.low_rank:
+            return self.resumable(step)[0]
+        return self._forward(*self._nearest(step), step)
+
+    def walk(self, steps: Iterable[int]) -> Iterator[tuple[int, Matrices]]:
+        """Several steps, ascending, each reached from the one before."""
+        now: tuple[int, Matrices] | None = None
+        for step in steps:
+            self._check(step)
+            if now is None or not self.folder.low_rank or step < now[0]:
+                now = step, self.at(step)
+            else:
+                now = step, self._forward(*now, step)
+            yield now
+
+    def change(self, start: int, stop: int) -> dict[str, LowRank | Float[Array, "in out"]]:
+        """What updates `start` .. `stop - 1` added to each matrix: factors side by side, or a dense difference."""
+        self._check(start)
+        self._check(stop)
+        if stop < start:
+            raise RunError(f"a change goes from an earlier to a later step, not from {start} to {stop}")
+        if not self.folder.low_rank:
+            before, after = self.at(start), self.at(stop)
+            return {path: after[path] - before[path] for path in after}
+        parts = [self._factors(chunk, start, stop, ())[0] for chunk in self._between(start, stop)]
+        return {
+            path: LowRank(
+                jnp.concatenate([flat_left(part[path].left) for part in parts], axis=1)
+                if parts
+                else jnp.zeros((matrix.shape[0], 0)),
+                jnp.concatenate([flat_right(part[path].right) for part in parts], axis=0)
+                if parts
+                else jnp.zeros((0, matrix.shape[1])),
+            )
+            for path, matrix in self.like.items()
+        }
+
+    def without(self, updates: Collection[int]) -> Matrices:
+        """The last step's matrices with some updates left out: all others as they were, added up in their order.
+
+        Exact in that sense; where only the last updates are left out, to the bit the step before them. It is
+        not what a run without these edits would have come to: later edits were computed on a model that held
+        them. Dense updates are subtracted, to rounding.
+        """
+        if strangers := sorted(set(updates) - set(range(self.steps))):
+            raise RunError(
+                f"the run has no update {strangers[0]}: there are {self.steps}, from 0 to {self.steps - 1}"
+            )
+        first = min(updates, default=self.steps)
+        if set(updates) == set(range(first, self.steps)):
+            return self.at(first)
+        if self.folder.low_rank:
+            return self._forward(first, self.at(first), self.steps, updates)
+        result = self.at(self.steps)
+        for update in sorted(updates):
+            (_, before), (_, after) = self.walk((update, update + 1))
+            result = {path: result[path] - (after[path] - before[path]) for path in result}
+        return result
+
+    def resumable(self, step: int) -> tuple[Matrices, State]:
+        """Matrices and the editor's state after `step` updates: all that a run needs to go on from there."""
+        self._check(step)
+        begun = self._last_whole(step)
+        start = self.folder.journal.chunks[begun - 1].after if begun else 0
+        edited = (
+            self.folder.restore(begun, "edited", self.like) if not self.folder.low_rank else self.at(start)
+        )
+        state = self._state
+        if self.folder.fingerprint(begun, "state"):
+            state = self.folder.restore(begun, "state", self._state)
+        for chunk in self.folder.journal.chunks[begun:]:
+            if chunk.first >= step:
+                break
+            if self._rerun is None:
+                raise RunError(
+                    f"{self.folder.path} keeps dense updates, or an editor's memory, at some steps only; step "
+                    f"{step} has to be run once more, with the model and its editor (jaxedit.pipeline.trajectory)"
+                )
+            count = min(step, chunk.after) - chunk.first
+            edited, state = self._rerun(edited, state, chunk, count)
+            if count == chunk.updates:
+                self._compare(edited, chunk, "running the updates once more gives")
+        return edited, state
+
+    def differences(self) -> list[str]:
+        """Chunks after which the recorded updates do not lead to the matrices that the run had; empty is good."""
+        problems = []
+        now = self.folder.restore(0, "edited", self.like)
+        for chunk in self.folder.journal.chunks:
+            now = self._forward(chunk.first, now, chunk.after, check=False)
+            try:
+                self._compare(now, chunk, "the factors lead to")
+            except RunError as error:
+                problems.append(str(error))
+        return problems
+
+    def _check(self, step: int) -> None:
+        if not 0 <= step <= self.steps:
+            raise RunError(f"{self.folder.path} has steps 0 to {self.steps}, there is no step {step}")
+
+    def _nearest(self, step: int) -> tuple[int, Matrices]:
+        """The last good snapshot up to a step."""
+        problem: RunError | None = None
+        for number in reversed(self.folder.snapshots()):
+            after = self.folder.journal.chunks[number - 1].after if number else 0
+            if after <= step:
+                try:
+                    return after, self.folder.restore(number, "edited", self.like)
+                except RunError as error:
+                    problem = problem or error
+        raise problem or RunError(f"{self.folder.path} has no snapshot to start from: they were removed")
+
+    def _last_whole(self, step: int) -> int:
+        """After how many chunks the last snapshot up to a step has all that `resumable` needs."""
+        remembers = bool(self.folder.fingerprint(0, "state"))
+        there = set(self.folder.snapshots("state" if remembers else "edited"))
+        there |= (
+            set(range(len(self.folder.journal.chunks) + 1))
+            if self.folder.low_rank and not remembers
+            else set()
+        )
+        chunks = self.folder.journal.chunks
+        fitting = [n for n in there if (chunks[n - 1].after if n else 0) <= step]
+        if not fitting:
+            raise RunError(f"{self.folder.path} has no snapshot to start from: they were removed")
+        return max(fitting)
+
+    def _between(self, start: int, stop: int) -> list[Finished]:
+        return [c for c in self.folder.journal.chunks if c.first < stop and c.after > start and stop > start]
+
+    def _factors(
+        self, chunk: Finished, start: int, stop: int, left_out: Collection[int]
+    ) -> tuple[dict[str, LowRank], np.ndarray]:
+        """A chunk's factors, zero outside of `start .. stop`, and which of its updates count."""
+        numbers = np.arange(chunk.first, chunk.after)
+        counts = (numbers >= start) & (numbers < stop) & ~np.isin(numbers, [*chunk.refused, *left_out])
+        factors = self.folder.factors(chunk, self.like)
+        masked = {
+            path: LowRank(delta.left * counts[:, None, None].astype(np.float32), delta.right)
+            for path, delta in factors.items()
+        }
+        return masked, counts
+
+    def _forward(
+        self, step: int, edited: Matrices, stop: int, left_out: Collection[int] = (), check: bool = True
+    ) -> Matrices:
+        for chunk in self._between(step, stop):
+            factors, counts = self._factors(chunk, step, stop, left_out)
+            edited = replayed(edited, factors, counts)
+            if check and chunk.after == stop and not left_out:
+                self._compare(edited, chunk, "the factors lead to")
+        return jax.tree.map(jnp.asarray, edited)
+
+    def _compare(self, edited: Matrices, chunk: Finished, what: str) -> None:
+        if fingerprint(edited) != chunk.edited:
+            raise RunError(
+                f"after update {chunk.after - 1} {what} other matrices than the run had. The machine or its "
+                f"versions are others, or a snapshot before was altered: `jaxedit verify {self.folder.path}` tells."
+            )
+
+
+def flat_left(left: Float[Array, "E in r"]) -> Float[Array, "in E*r"]:
+    """Factors of several updates side by side."""
+    return jnp.moveaxis(jnp.asarray(left), 0, 1).reshape(left.shape[1], -1)
+
+
+def flat_right(right: Float[Array, "E r out"]) -> Float[Array, "E*r out"]:
+    """Factors of several updates one below the other."""
+    return jnp.asarray(right).reshape(-1, right.shape[-1])

@@ -1,0 +1,84 @@
+"""Whole matrices and editor states at chosen steps, by orbax, with checksums; few are kept, however long a run."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from jaxedit.errors import RunError
+from jaxedit.trajectory.files import check_sums, fingerprint, sync, write_sums
+
+SNAPSHOTS = 16
+"""Snapshots of the edited matrices that a run keeps, the first one apart."""
+
+
+def spacing(chunks: int, limit: int) -> int:
+    """Chunks between kept snapshots once there are `chunks`: the least power of two that keeps at most `limit`."""
+    step = 1
+    while chunks // step > limit:
+        step *= 2
+    return step
+
+
+def kept(chunks: int, limit: int) -> set[int]:
+    """Chunks after which a snapshot is kept, 0 for the one before the first: `limit` at most and that one."""
+    return set(range(0, chunks + 1, spacing(chunks, limit)))
+
+
+def retained(chunks: int, low_rank: bool, limit: int = SNAPSHOTS) -> dict[str, set[int]]:
+    """After which chunks each part is kept. Dense updates are found again from whole states only."""
+    edited = kept(chunks, limit)
+    if low_rank:
+        return {"edited": edited, "state": {0, chunks}}
+    return {"edited": edited | {chunks}, "state": edited | {chunks}}
+
+
+def folder_of(root: Path, chunks: int, part: str) -> Path:
+    """Where a snapshot's part ("edited" or "state") after so many chunks lies."""
+    return root / f"{chunks:06d}" / part
+
+
+def save(folder: Path, tree: PyTree) -> None:
+    """Writes a pytree of arrays; the folder appears complete, checksums included, or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(folder.name + ".partial")
+    for left in (partial, folder):
+        shutil.rmtree(left, ignore_errors=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(partial.absolute(), tree)
+        checkpointer.wait_until_finished()
+    write_sums(partial)
+    partial.rename(folder)
+    sync(folder.parent)
+
+
+def restore(folder: Path, like: PyTree, expected: str) -> Any:
+    """The pytree as it was saved; `like` gives structure, shapes and types, `expected` its fingerprint.
+
+    Raises RunError naming the file that is missing or damaged. Nothing is allocated that `like` does not ask for.
+    """
+    if problems := check_sums(folder):
+        raise RunError(f"{problems[0]}. Other snapshots may be good: `jaxedit verify` tells")
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+        with jax.enable_x64(True), ocp.StandardCheckpointer() as checkpointer:  # keeps float64 inverses
+            tree = checkpointer.restore(folder.absolute(), abstract)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise RunError(f"{folder} does not hold what this run needs: {error}") from None
+    if fingerprint(tree) != expected:
+        raise RunError(f"{folder} holds other numbers than the journal says: it was altered")
+    return tree
+
+
+def prune(root: Path, keep: dict[str, set[int]]) -> None:
+    """Removes all snapshots but those after the chunks named for each part, and what stops left half-written."""
+    wanted = {folder_of(root, chunks, part) for part, numbers in keep.items() for chunks in numbers}
+    for number in root.iterdir():
+        for part in number.iterdir():
+            if part not in wanted:
+                shutil.rmtree(part)
+        if not any(number.iterdir()):
+            number.rmdir()
