@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from jaxedit import pipeline
 from jaxedit.cli import main, parse
 from jaxedit.data import Fact, dump_jsonl, load_facts
+from jaxedit.errors import ConfigError
 from jaxedit.evaluation.edits import branch_mask
 from jaxedit.models.sources import load
 
@@ -81,8 +82,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     reset_cache()
 
 
-def numbers(run: Path) -> tuple[bytes, bytes]:
-    return (run / "metrics.jsonl").read_bytes(), (run / "summary.json").read_bytes()
+def numbers(run: Path) -> list[bytes]:
+    names = ("metrics.jsonl", "summary.json", "updates/000000.safetensors", "updates/000001.safetensors")
+    return [(run / name).read_bytes() for name in names if (run / name).exists()]
 
 
 def test_a_run_leaves_everything_behind(home: Path) -> None:
@@ -93,7 +95,7 @@ def test_a_run_leaves_everything_behind(home: Path) -> None:
     assert [line["facts"] for line in lines] == [["Paris"], ["Lyon"], ["Rome"]]
     assert len(list((run / "updates").glob("*.safetensors"))) == 2
     assert {file.name for file in (run / "figures").iterdir()} == {
-        "norms.png", "norms.svg", "scores.png", "scores.svg",
+        "norms.png", "norms.svg", "scores.png", "scores.svg", "SHA256SUMS",
     }  # fmt: skip
     assert any((home / "cache" / "compiled").iterdir()), "compiled programs are kept"
 
@@ -114,9 +116,13 @@ def test_resuming_a_stopped_run_gives_the_same_bits(home: Path, capsys: pytest.C
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"update": 2, "fac')
     with pytest.raises(SystemExit, match="2"):
-        main(["report", str(stopped)])
-    assert "metrics.jsonl, line 3 is damaged" in capsys.readouterr().err
+        main(["verify", str(stopped)])
+    assert "bytes that the journal does not know" in capsys.readouterr().err
+    main(["report", str(stopped)])
+    assert "2 of 3" in capsys.readouterr().out
     main(["resume", str(stopped)])
+    main(["verify", str(stopped), "--replay"])
+    assert "is whole: 3 updates in 2 chunks, finished" in capsys.readouterr().out
     assert numbers(stopped) == numbers(home / "run")
 
 
@@ -179,6 +185,12 @@ def test_editors_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         ("run {home}/run.toml --out {home}/run", "exists already. Continue it with `jaxedit resume"),
         ("run {home}/run.toml --count 0", "count is 0; it must be at least 1"),
         ("resume {home}/model", "is not a run folder"),
+        ("at {home}/run 4", "has steps 0 to 3, there is no step 4"),
+        ("diff {home}/run 2 1", "goes from an earlier to a later step"),
+        ("undo {home}/run 3 --out {home}/undone", "has no update 3: there are 3, from 0 to 2"),
+        ("apply {home}/facts.jsonl {home}/model {home}/applied", "is no change of a model"),
+        ("branch {home}/run 3 {home}/branched", "has no facts left after step 3"),
+        ("run {home}/run.toml --limits.edit 0", "limits.edit is 0.0; it must be above 0"),
         ("report", "no run is named"),
         ("export {home}/run {home}/model", "exists already: choose another folder"),
         ("facts nothing.jsonl", "unknown set of facts"),
@@ -205,5 +217,5 @@ def test_bad_input_is_one_clear_error(
 
 
 def test_debug_shows_where_an_error_came_from() -> None:
-    with pytest.raises(pipeline.ConfigError):
+    with pytest.raises(ConfigError):
         main(["run", "--editor", "memmit", "--debug"])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxedit.data.shapes import RequestShape
+from jaxedit.editors import Settings
 from jaxedit.errors import RunError
 from jaxedit.models.sources import Checkpoint
 from jaxedit.pipeline.config import RunConfig, check
@@ -79,6 +80,8 @@ def branch(
     refuse_existing(Path(out))
     parent, config, prepared = trajectory(path, report)
     changes = dict(changes or {})
+    if changes.get("editor", config.editor) != config.editor:
+        changes = {"settings": Settings()} | changes
     new = dataclasses.replace(config, **changes, out=str(out))
     check(new)
     same = (new.editor, new.settings, new.facts) == (config.editor, config.settings, config.facts)

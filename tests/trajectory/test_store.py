@@ -1,6 +1,7 @@
 """The run folder keeps what was finished, and says what is wrong with it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,142 +10,254 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from jaxedit.errors import RunError
-from jaxedit.trajectory.run import Step
+from jaxedit.trajectory import journal as journals
+from jaxedit.trajectory.journal import Finished
+from jaxedit.trajectory.run import Chunk, chunk_function
+from jaxedit.trajectory.snapshots import restore, save
 from jaxedit.trajectory.store import FORMAT, RunFolder
-from jaxedit.types import LowRank
-
-PATH = "layers.0.mlp.down.kernel"
-
-
-def new_run(path: Path) -> RunFolder:
-    return RunFolder.create(path, config={}, environment={"format": FORMAT})
+from jaxedit.trajectory.writer import Done, RunWriter, create
+from tests.cases import same_bits
+from tests.trajectory.made import Made, drawn, grow, make, new, requests, start
 
 
-def steps(updates: int) -> Step:
-    rng = np.random.default_rng(updates)
-    left, right = rng.normal(size=(updates, 6, 1)), rng.normal(size=(updates, 1, 4))
-    factors = {PATH: LowRank(left.astype(np.float32), right.astype(np.float32))}
-    return Step(
-        norm={}, delta_norm={}, finite=np.ones(updates, bool), metrics={}, observed={}, factors=factors
-    )
+def damages(path: Path) -> list[str]:
+    return RunFolder.open(path).damages()
 
 
-def test_factors_come_back_to_the_bit(tmp_path: Path) -> None:
-    run, chunk = new_run(tmp_path / "run"), steps(3)
-    run.append(0, chunk, [{"update": i} for i in range(3)])
-    stored = load_file(tmp_path / "run" / "updates" / "chunk-00000.safetensors")
-    np.testing.assert_array_equal(stored[f"{PATH}/left"], chunk.factors[PATH].left)
-    np.testing.assert_array_equal(stored[f"{PATH}/right"], chunk.factors[PATH].right)
+def test_a_whole_run_is_found_whole(tmp_path: Path) -> None:
+    made = make(tmp_path / "run", 7)
+    assert made.folder.finished
+    assert made.folder.damages() == []
+    assert [line["update"] for line in made.folder.metrics()] == [*range(7)]
+    assert made.folder.read("summary") == {"edits": 7}
 
 
 def test_state_comes_back_to_the_bit_in_its_own_precision(tmp_path: Path) -> None:
-    run = new_run(tmp_path / "run")
     with jax.enable_x64(True):
-        inverse = jnp.eye(3, dtype=jnp.float64) / 3
-    edited, state = {PATH: jnp.arange(6.0).reshape(2, 3)}, {PATH: inverse}
-    run.save(1, edited, state)
-    back, remembered = RunFolder.open(tmp_path / "run").restore(edited, state)
-    np.testing.assert_array_equal(back[PATH], edited[PATH])
-    assert remembered[PATH].dtype == np.float64
-    np.testing.assert_array_equal(np.asarray(remembered[PATH]), np.asarray(inverse))
+        inverse = {"layer": jnp.eye(3, dtype=jnp.float64) / 3}
+    run = new(tmp_path / "run", inverse)
+    back = run.state(inverse)
+    assert back["layer"].dtype == np.float64
+    assert same_bits(back, inverse)
 
 
-def test_what_was_not_finished_is_dropped(tmp_path: Path) -> None:
-    run = new_run(tmp_path / "run")
-    run.append(0, steps(2), [{"update": 0}, {"update": 1}])
-    run.save(1, {PATH: jnp.ones((2, 2))}, {})
-    run.append(1, steps(2), [{"update": 2}, {"update": 3}])
-    again = RunFolder.open(tmp_path / "run")
-    again.drop_unfinished(2)
-    assert again.metrics() == [{"update": 0}, {"update": 1}]
-    assert [file.name for file in (tmp_path / "run" / "updates").iterdir()] == ["chunk-00000.safetensors"]
+def test_same_run_leaves_the_same_bytes(tmp_path: Path) -> None:
+    one, other = (make(tmp_path / name, 10).folder.path for name in ("one", "other"))
+    for name in ("journal.jsonl", "metrics.jsonl", "summary.json", "updates/000002.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_what_was_not_acknowledged_is_dropped(tmp_path: Path) -> None:
+    made = grow(new(tmp_path / "run"), 6)
+    path = made.folder.path
+    before = (path / "journal.jsonl").read_bytes()
+    with (path / "journal.jsonl").open("a") as file:
+        file.write('{"digest":"12')
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 6, "fac')
+    (path / "updates" / "000002.safetensors").write_bytes(b"half")
+    (path / "snapshots" / "000003" / "edited.partial").mkdir(parents=True)
+    (path / "summary.json").write_text("{")
+    assert RunFolder.open(path).updates == 6
+    assert len(damages(path)) == 4
+    with RunWriter(RunFolder.open(path)):
+        pass
+    assert damages(path) == []
+    assert (path / "journal.jsonl").read_bytes() == before
+    assert len(RunFolder.open(path).metrics()) == 6
+
+
+def test_two_writers_are_refused(tmp_path: Path) -> None:
+    run = new(tmp_path / "run")
+    with (
+        RunWriter(run),
+        pytest.raises(RunError, match="is being written by another process"),
+        RunWriter(run),
+    ):
+        pass
+    with RunWriter(run):
+        pass
 
 
 def test_an_existing_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
     with pytest.raises(RunError, match=r"exists already\. Continue it with `jaxedit resume .*--out"):
-        new_run(tmp_path / "run")
+        new(tmp_path / "run")
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["mine.txt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run folder"):
         RunFolder.open(tmp_path)
+    (tmp_path / "environment.json").write_text("{}")
+    with pytest.raises(RunError, match=rf"run format 1, .*reads format {FORMAT}"):
+        RunFolder.open(tmp_path)
 
 
 def test_another_format_is_refused_by_name(tmp_path: Path) -> None:
-    RunFolder.create(tmp_path / "run", config={}, environment={"format": 99})
-    with pytest.raises(RunError, match="run format 99, this version of jaxedit reads 1"):
-        RunFolder.open(tmp_path / "run")
+    journals.create(tmp_path / "journal.jsonl", journals.Start(99, "", "", "", ""))
+    with pytest.raises(RunError, match=f"line 1: run format 99; this version of jaxedit reads {FORMAT}"):
+        RunFolder.open(tmp_path)
 
 
 def test_other_base_weights_are_refused_by_name(tmp_path: Path) -> None:
-    run = RunFolder.create(
-        tmp_path / "run", config={}, environment={"format": FORMAT, "fingerprint": "a" * 64}
-    )
-    run.require_base("mine", "a" * 64)
-    with pytest.raises(RunError, match=r"other weights: the model 'mine' has fingerprint bbb.*the run aaa"):
+    run = new(tmp_path / "run")
+    run.require_base("mine", "f" * 64)
+    with pytest.raises(RunError, match=r"other weights: the model 'mine' has fingerprint bbb.*the run fff"):
         run.require_base("mine", "b" * 64)
 
 
-def test_damaged_documents_are_named_with_their_line(tmp_path: Path) -> None:
-    run = new_run(tmp_path / "run")
-    with pytest.raises(RunError, match=r"summary\.json is missing"):
-        run.read("summary")
-    (run.path / "config.json").write_text('{\n"a": 1,,\n}')
-    with pytest.raises(RunError, match=r"config\.json is damaged at line 2, column \d+"):
-        run.read("config")
-    (run.path / "metrics.jsonl").write_text(json.dumps({"update": 0}) + '\n{"update": \n')
-    with pytest.raises(RunError, match=r"metrics\.jsonl, line 2 is damaged.*before it are good"):
-        run.metrics()
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return make(tmp_path / "run", 9)
+
+
+def test_changed_settings_are_refused(made: Made) -> None:
+    (made.folder.path / "config.json").write_text('{"editor": "other"}\n')
+    with pytest.raises(RunError, match=r"config\.json was altered since the run wrote it\. A run keeps"):
+        made.folder.read("config")
+
+
+def test_damaged_metrics_are_named_by_their_updates(made: Made) -> None:
+    file = made.folder.path / "metrics.jsonl"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(RunError, match=r"damaged in the lines of updates 3 to 5, bytes \d+ to \d+"):
+        made.folder.metrics()
+    os.truncate(file, 5)
+    with pytest.raises(RunError, match=r"was cut\. The updates are still good"), RunWriter(made.folder):
+        pass
+
+
+def test_damaged_factors_lose_their_own_steps_only(made: Made) -> None:
+    file = made.folder.path / "updates" / "000001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    (problem,) = made.folder.damages()
+    assert "updates 3 to 5 are lost" in problem
+    found = made.trajectory()
+    for step in (0, 3, 6, 9):
+        assert same_bits(found.at(step), made.live[step])
+    with pytest.raises(RunError, match=r"updates 3 to 5 are lost.*Steps up to 3, and those"):
+        found.at(4)
+
+
+@pytest.mark.parametrize("line", [0, 1, 3])
+def test_a_damaged_journal_names_the_line(made: Made, line: int) -> None:
+    file = made.folder.path / "journal.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    broken = bytearray(lines[line])
+    broken[-20] ^= 1
+    file.write_bytes(b"".join([*lines[:line], bytes(broken), *lines[line + 1 :]]))
+    with pytest.raises(RunError, match=rf"line {line + 1} is damaged"):
+        RunFolder.open(made.folder.path)
+
+
+def test_a_journal_with_a_line_missing_is_refused(made: Made) -> None:
+    file = made.folder.path / "journal.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:2] + lines[3:]))
+    with pytest.raises(RunError, match="line 3 is damaged, or a line before it is missing"):
+        RunFolder.open(made.folder.path)
+    file.write_bytes(b"".join(lines[:-1]))
+    assert any("does not reach the end" in problem for problem in damages(made.folder.path))
+
+
+def test_chunks_out_of_order_are_refused_though_their_digests_fit(made: Made, tmp_path: Path) -> None:
+    entries = made.folder.journal.entries
+    for number, first, match in ((1, 3, "chunk 1 of updates from 3 follows 0 chunks"), (0, 0, None)):
+        file = tmp_path / f"journal-{number}.jsonl"
+        journal = journals.create(file, made.folder.journal.start)
+        journals.write(file, journal, Finished(number, first, 3, (), "", "", 0, ""))
+        if match is None:
+            assert len(journals.read(file, FORMAT).chunks) == 1
+            continue
+        with pytest.raises(RunError, match=match):
+            journals.read(file, FORMAT)
+    assert isinstance(entries[1], Finished)
+
+
+def test_a_missing_snapshot_and_a_stranger_are_told(made: Made) -> None:
+    (made.folder.path / "updates" / "mine.bin").write_bytes(b"x")
+    (made.folder.path / "snapshots" / "000001").rename(made.folder.path / "elsewhere")
+    found = "\n".join(damages(made.folder.path))
+    assert "mine.bin is not in the journal" in found
+    assert "000001/edited is missing" in found
+
+
+def test_a_snapshot_of_other_numbers_is_refused(tmp_path: Path) -> None:
+    """Checksums that fit, numbers that do not: the journal has the last word."""
+    tree = {"a": jnp.ones((2, 2))}
+    save(tmp_path / "one", tree)
+    with pytest.raises(RunError, match="holds other numbers than the journal says"):
+        restore(tmp_path / "one", tree, "0" * 64)
+    with pytest.raises(RunError, match="is missing"):
+        restore(tmp_path / "absent", tree, "0" * 64)
+
+
+def test_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "one", {"a": jnp.ones((2, 2))})
+    for like in ({"a": jnp.ones((3, 2))}, {"b": jnp.ones((2, 2))}):
+        with pytest.raises(RunError):
+            restore(tmp_path / "one", like, "0" * 64)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
 def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path) -> None:
-    run = new_run(tmp_path / "run")
-    run.append(0, steps(1), [{"update": 0}])
-    run.save(1, {PATH: jnp.ones((2, 2))}, {})
-    metrics = run.path / "metrics.jsonl"
-    kept = metrics.read_text()
-    metrics.unlink()
-    metrics.symlink_to("/dev/full")
-    with pytest.raises(RunError, match=r"no space is left .*finished before are safe.*jaxedit resume"):
-        run.append(1, steps(1), [{"update": 1}])
-    metrics.unlink()
-    metrics.write_text(kept)
-    again = RunFolder.open(run.path)
-    again.drop_unfinished(1)
-    assert (again.finished_chunks, again.metrics()) == (1, [{"update": 0}])
+    made = grow(new(tmp_path / "run"), 3)
+    metrics = made.folder.path / "metrics.jsonl"
+    kept = metrics.read_bytes()
+    with RunWriter(made.folder) as writer:
+        metrics.unlink()
+        metrics.symlink_to("/dev/full")
+        with pytest.raises(RunError, match=r"no space is left .*finished before are safe.*jaxedit resume"):
+            extend(writer)
+        metrics.unlink()
+        metrics.write_bytes(kept)
+    assert damages(made.folder.path) == []
+    assert RunFolder.open(made.folder.path).updates == 3
+
+
+def extend(writer: RunWriter) -> None:
+    """One more chunk of the drawn editor's updates."""
+    state = {"sum": jnp.zeros((), jnp.int32)}
+    edited, state, steps = chunk_function(drawn())(start(), {}, state, Chunk(requests(range(3)), None))
+    writer.append(Done(3, (1, 1, 1), steps, ["{}\n"] * 3, edited, state))
+    writer.wait()
 
 
 LIMITED = """
 import resource, signal, sys
-import jax, jax.numpy as jnp
+import jax
 from jaxedit.errors import RunError
-from jaxedit.trajectory.store import RunFolder
+from jaxedit.trajectory.writer import create
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-run = RunFolder.open(sys.argv[1])
-big = jax.random.normal(jax.random.key(0), (512, 512))
+big = {"layers.0.mlp.down.kernel": jax.random.normal(jax.random.key(0), (512, 512))}
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 try:
-    run.save(2, {"layers.0.mlp.down.kernel": big}, {})
+    create(sys.argv[1], {"config": {}, "environment": {}}, "", big, None)
 except RunError as error:
     print(error)
     sys.exit(7)
 """
 
 
-def test_no_room_for_a_state_leaves_the_one_before(tmp_path: Path) -> None:
+def test_no_room_for_a_snapshot_leaves_nothing_half_made(tmp_path: Path) -> None:
     """The limit on a file's size is the kernel's own, so the checkpointer fails as on a full disk."""
-    run, edited = new_run(tmp_path / "run"), {PATH: jnp.ones((2, 2))}
-    run.save(1, edited, {})
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(run.path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "run")], capture_output=True, text=True
+    )
     assert done.returncode == 7, done.stderr[-2000:]
     assert "no space is left" in done.stdout
-    again = RunFolder.open(run.path)
-    assert again.finished_chunks == 1
-    np.testing.assert_array_equal(again.restore(edited, {})[0][PATH], edited[PATH])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_documents_are_json_for_people(tmp_path: Path) -> None:
+    create(tmp_path / "run", {"config": {"a": 1}, "environment": {}}, "", {"w": jnp.ones(2)}, None)
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"a": 1}
