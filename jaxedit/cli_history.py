@@ -14,7 +14,8 @@ from jaxedit.export import refuse_existing_model, write_model
 from jaxedit.linalg import dense, frobenius
 from jaxedit.models.sources import load
 from jaxedit.pipeline import branch, model_at, trajectory
-from jaxedit.pipeline.sequence import Stop, with_matrices
+from jaxedit.pipeline.prepare import with_matrices
+from jaxedit.pipeline.sequence import Stop
 from jaxedit.report.progress import Report
 from jaxedit.report.steps import change_table, history_table
 from jaxedit.trajectory.deltas import Delta, apply_delta, read_delta, write_delta

@@ -12,10 +12,18 @@ from jaxtyping import Array
 from jaxedit.data.shapes import RequestShape
 from jaxedit.editors import Settings
 from jaxedit.errors import RunError
-from jaxedit.models.sources import Checkpoint
+from jaxedit.models.sources import Checkpoint, load
 from jaxedit.pipeline.config import RunConfig, check
 from jaxedit.pipeline.plan import Plan
-from jaxedit.pipeline.prepare import Prepared, Report, choose_facts, draw_contexts, prepare, quiet
+from jaxedit.pipeline.prepare import (
+    Prepared,
+    Report,
+    choose_facts,
+    draw_contexts,
+    prepare,
+    quiet,
+    with_matrices,
+)
 from jaxedit.pipeline.sequence import (
     Stop,
     apply_function,
@@ -24,7 +32,6 @@ from jaxedit.pipeline.sequence import (
     never,
     new_folder,
     reopen,
-    with_matrices,
 )
 from jaxedit.trajectory.files import fingerprint
 from jaxedit.trajectory.journal import Finished
@@ -86,23 +93,24 @@ def branch(
     check(new)
     same = (new.editor, new.settings, new.facts) == (config.editor, config.settings, config.facts)
     edited, state = parent.resumable(step) if same else (parent.at(step), None)
-    matrices = parent.folder.origin(prepared.checkpoint.params) | edited
-    checkpoint = with_matrices(prepared.checkpoint, matrices)
+    base = dataclasses.replace(prepared.checkpoint, params=load(config.model, jnp.dtype(config.dtype)).params)
+    matrices = parent.folder.origin(base.params) | edited
     if same:
         done = sum(len(batch) for batch in Plan(config, prepared).batches[:step])
-        facts, contexts = prepared.facts[done:], prepared.contexts
+        facts, contexts = prepared.facts[done:][: changes.get("count")], prepared.contexts
         if not facts:
             raise RunError(
                 f"{path} has no facts left after step {step}: name others with --facts, or an earlier step"
             )
+        new = dataclasses.replace(new, count=len(facts))
     else:
-        facts, contexts = choose_facts(new, checkpoint, report), draw_contexts(new, checkpoint)
-    ready = prepare(new, checkpoint, facts, contexts, report)
+        start = with_matrices(base, matrices)
+        facts, contexts = choose_facts(new, start, report), draw_contexts(new, start)
+    ready = prepare(new, base, facts, contexts, report, matrices)
     state = ready.editor.init(ready.params) if state is None else state
     origin = {"matrices": sorted(matrices), "fingerprint": fingerprint(matrices)}
     about = {"run": str(path), "step": step, **origin}
-    folder = new_folder(new, ready, state, matrices, about)
-    return finish(new, folder, ready, report, stop)
+    return finish(new, new_folder(new, ready, state, matrices, about), ready, report, stop)
 
 
 def model_at(path: str | Path, step: int | None = None, without: Collection[int] = ()) -> Checkpoint:

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -113,10 +114,24 @@ def run_key(config: RunConfig, purpose: str) -> Array:
     return jax.random.fold_in(jax.random.key(config.seed), PURPOSES.index(purpose))
 
 
+def with_matrices(checkpoint: Checkpoint, matrices: Mapping[str, Array]) -> Checkpoint:
+    """A model in which some matrices are others; its fingerprint stays that of the base weights."""
+    return dataclasses.replace(checkpoint, params={**checkpoint.params, **matrices})
+
+
 def prepare(
-    config: RunConfig, checkpoint: Checkpoint, facts: list[Fact], contexts: tuple[str, ...], report: Report
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    facts: list[Fact],
+    contexts: tuple[str, ...],
+    report: Report,
+    origin: Mapping[str, Array] = MappingProxyType({}),
 ) -> Prepared:
-    """The editor with its second moments, and the parameters split for it."""
+    """The editor with its second moments, and the parameters split for it.
+
+    `checkpoint` are the base weights, `origin` matrices that differ from them before the first update. The
+    moments are those of the base weights all the same.
+    """
     chosen = method(config.editor)
     resolved = chosen.configure(checkpoint.model.config, config.settings)
     moments: dict[int, Float[Array, "d_k d_k"]] = {}
@@ -126,6 +141,7 @@ def prepare(
             config.moments, checkpoint, resolved.layers, generate, run_key(config, "corpus"), report
         )
     editor = chosen.build(checkpoint.model, moments, resolved)
+    checkpoint = with_matrices(checkpoint, origin)
     paths = checkpoint.model.edited_paths(resolved.layers)
     params = checkpoint.model.split(checkpoint.params, paths.values())
     return Prepared(checkpoint, facts, contexts, moments, editor, params)

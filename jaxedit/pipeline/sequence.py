@@ -15,7 +15,7 @@ from jaxedit.data.records import jsonl
 from jaxedit.data.sources import load_facts
 from jaxedit.errors import RunError
 from jaxedit.evaluation.edits import probe_scores
-from jaxedit.models.sources import Checkpoint, load
+from jaxedit.models.sources import load
 from jaxedit.pipeline.config import RunConfig, check, config_from
 from jaxedit.pipeline.lines import metric_lines, summary
 from jaxedit.pipeline.plan import Plan
@@ -94,15 +94,10 @@ def reopen(folder: RunFolder, report: Report = quiet) -> tuple[RunConfig, Prepar
     config = config_from(folder.read("config") | {"out": str(folder.path)})
     checkpoint = load(config.model, dtype=jnp.dtype(config.dtype))
     folder.require_base(config.model, checkpoint.fingerprint)
-    checkpoint = with_matrices(checkpoint, folder.origin(checkpoint.params))
+    origin = folder.origin(checkpoint.params)
     facts = load_facts(str(folder.facts_file()))
     contexts = tuple(folder.read("environment")["contexts"])
-    return config, prepare(config, checkpoint, facts, contexts, report)
-
-
-def with_matrices(checkpoint: Checkpoint, matrices: dict[str, Array]) -> Checkpoint:
-    """A model in which some matrices are others; its fingerprint stays that of the base weights."""
-    return dataclasses.replace(checkpoint, params=checkpoint.params | matrices)
+    return config, prepare(config, checkpoint, facts, contexts, report, origin)
 
 
 def finish(
