@@ -1,6 +1,8 @@
 """Value optimisation: the vector that, written at the lookup token, makes the model predict the target.
 
-Meng et al. 2022 (arXiv 2202.05262), equation 4, and Meng et al. 2023 (arXiv 2210.07229), equation 16.
+Meng et al. 2022 (arXiv 2202.05262), equation 4, and Meng et al. 2023 (arXiv 2210.07229), equation 16; with
+most-probable early stopping (Gupta et al. 2025, arXiv 2502.01636) and PMET's pair of vectors (Li et al. 2023,
+arXiv 2308.08742) as options.
 """
 
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxedit.linalg import safe_norm
 from jaxedit.lookup import Rows, SplitPass
-from jaxedit.models.decoder import Decoder
+from jaxedit.models.decoder import Decoder, Tap
 from jaxedit.types import Requests
 
 
@@ -22,13 +24,19 @@ from jaxedit.types import Requests
 class ValueConfig:
     """Settings of the optimisation; defaults are MEMIT's for GPT2-XL."""
 
-    site: Literal["mlp", "block"] = "block"  # whose output delta is added to
+    site: Literal["mlp", "block", "attention+mlp"] = (
+        "block"  # whose output delta is added to; PMET: one to each
+    )
     learning_rate: float = 0.5
     steps: int = 20  # N steps make at most N - 1 updates
     weight_decay: float = 0.5
     clamp: float = 0.75  # bound on ||delta|| / ||h0||
     kl: float = 0.0625
     stop_loss: float = 0.05
+    patience: int | None = (
+        None  # MPES: stop once the target was most probable at this many steps; None: never
+    )
+    reference_quirks: bool = False  # MPES as first released: see `most_probable`
 
 
 class Values(NamedTuple):
@@ -52,9 +60,12 @@ class _Progress(NamedTuple):
     done: Bool[Array, "B"]
     losses: Float[Array, "steps B"]
     updates: Int[Array, "B"]
+    hits: Int[Array, "B"]  # steps at which the target was the most probable answer
 
 
-Loss = Callable[[Float[Array, "B d_model"]], Float[Array, "B"]]
+Loss = Callable[[Float[Array, "B *sites d_model"]], Float[Array, "B"]]
+Objective = Callable[[Float[Array, "B *sites d_model"]], tuple[Float[Array, "B"], Bool[Array, "B"]]]
+"""Loss by fact, and whether its target is the most probable answer. Two sites make an axis of delta."""
 
 
 def optimise_values(
@@ -62,8 +73,10 @@ def optimise_values(
 ) -> Values:
     """Minimises the loss of `value_loss` over delta for every fact, as one compiled loop.
 
-    A step is: loss; stop a fact whose loss is below `stop_loss`; gradient; Adam; projection to
-    `||delta|| <= clamp ||h0||`. Facts that stopped keep their delta; padding facts never start.
+    A step is: loss; stop a fact whose loss is below `stop_loss`, or whose target has been the most probable
+    answer at `patience` steps, this one counted; gradient; Adam; projection to `||delta|| <= clamp ||h0||`.
+    Facts that stopped keep their delta; padding facts never start. Of two sites the MLP's vector is
+    returned, the one that is written.
 
     The loop is compiled for a few widths of tail, and the narrowest that holds this batch runs: one long
     fact does not make all others of a sequence as dear as itself.
@@ -73,8 +86,8 @@ def optimise_values(
 
     def at_width(width: Width) -> Callable[[], Values]:
         def optimise() -> Values:
-            loss = value_loss(decoder, *narrowed(requests, rows, split, width), layer, origin, config)
-            return minimise(loss, origin, active, config)
+            cut = narrowed(requests, rows, split, width)
+            return minimise(value_objective(decoder, *cut, layer, origin, config), origin, active, config)
 
         return optimise
 
@@ -83,7 +96,10 @@ def optimise_values(
     longest = jnp.max((requests.tail_mask & real).sum(axis=-1))
     targets = jnp.max((requests.target_mask & active[:, None]).sum(axis=-1))
     too_narrow = [(width.tail < longest) | (width.target < targets) for width in widths[:-1]]
-    return jax.lax.switch(sum(too_narrow, start=jnp.int32(0)), [at_width(width) for width in widths])
+    values = jax.lax.switch(sum(too_narrow, start=jnp.int32(0)), [at_width(width) for width in widths])
+    if origin.ndim == 2:
+        return values
+    return values._replace(delta=values.delta[:, -1], origin=values.origin[:, -1])
 
 
 class Width(NamedTuple):
@@ -115,14 +131,25 @@ def narrowed(
         tail_valid=rows.tail_valid[:, :tail],
         tail_position=rows.tail_position[:, :tail],
     )
-    return requests, rows, split._replace(tail_out=split.tail_out[:, :tail])
+    split = split._replace(tail_in=split.tail_in[:, :tail], tail_out=split.tail_out[:, :tail])
+    return requests, rows, split
 
 
-def lookup_value(split: SplitPass, requests: Requests, layer: int, site: str) -> Float[Array, "B d_model"]:
-    """h0: output of the layer's MLP or block at the lookup token of the bare prompt, float32."""
-    vectors = split.trace.mlp[layer] if site == "mlp" else split.trace.residual[layer]
+def lookup_value(
+    split: SplitPass, requests: Requests, layer: int, site: str
+) -> Float[Array, "B *sites d_model"]:
+    """h0: output of the layer's MLP or block at the lookup token of the bare prompt, float32.
+
+    For "attention+mlp" both outputs, stacked in this order.
+    """
+    trace = split.trace
+    if site == "attention+mlp":
+        both = [trace.attention[layer], trace.mlp[layer]]
+    else:
+        both = [trace.mlp[layer] if site == "mlp" else trace.residual[layer]]
     facts, rows, _ = requests.prefix.shape
-    return vectors.reshape(facts, rows, -1)[:, 0].astype(jnp.float32)
+    origins = [vectors.reshape(facts, rows, -1)[:, 0].astype(jnp.float32) for vectors in both]
+    return origins[0] if len(origins) == 1 else jnp.stack(origins, axis=1)
 
 
 def value_loss(
@@ -131,10 +158,24 @@ def value_loss(
     rows: Rows,
     split: SplitPass,
     layer: int,
-    origin: Float[Array, "B d_model"],
+    origin: Float[Array, "B *sites d_model"],
     config: ValueConfig,
 ) -> Loss:
-    """The objective as a function of delta alone, by fact:
+    """The loss of `value_objective` alone."""
+    objective = value_objective(decoder, requests, rows, split, layer, origin, config)
+    return lambda delta: objective(delta)[0]
+
+
+def value_objective(
+    decoder: Decoder,
+    requests: Requests,
+    rows: Rows,
+    split: SplitPass,
+    layer: int,
+    origin: Float[Array, "B *sites d_model"],
+    config: ValueConfig,
+) -> Objective:
+    """What is minimised, as a function of delta alone, by fact:
 
     `mean_i mean_t -log p(target_t | context_i, target_<t) + kl * KL(p_delta || p_0) + wd * ||delta|| / ||h0||^2`.
 
@@ -146,11 +187,11 @@ def value_loss(
     scale = jnp.maximum(jnp.square(safe_norm(origin)), jnp.finfo(jnp.float32).tiny)
     counted = requests.target_mask.astype(jnp.float32)
     counted = counted / jnp.maximum(counted.sum(axis=-1, keepdims=True), 1.0)
+    pushed = placed(decoder, rows, split, layer, config.site, n_rows)
 
-    def read(delta: Float[Array, "B d_model"]) -> tuple[Float[Array, "B C T V"], Float[Array, "B V"]]:
-        pushed = split.tail_out.at[:, 0].add(jnp.repeat(delta, n_rows, axis=0).astype(split.tail_out.dtype))
+    def read(delta: Array) -> tuple[Float[Array, "B C T V"], Float[Array, "B V"]]:
         h, _, _ = decoder.run(
-            pushed, above, position=rows.tail_position, mask=rows.tail_mask, memory=split.memory
+            pushed(delta), above, position=rows.tail_position, mask=rows.tail_mask, memory=split.memory
         )
         h = h.reshape(facts, n_rows, *h.shape[1:])
         predicting = jnp.take_along_axis(h[:, :n_contexts], requests.predict_at[..., None], axis=2)
@@ -160,15 +201,59 @@ def value_loss(
 
     original = kl_row(decoder, rows, split, above, n_rows)
 
-    def loss(delta: Float[Array, "B d_model"]) -> Float[Array, "B"]:
+    def objective(delta: Array) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
         log_p, essence = read(delta)
         target = jnp.broadcast_to(requests.target[:, None, :, None], (*log_p.shape[:-1], 1))
         nll = -jnp.take_along_axis(log_p, target, axis=-1)[..., 0]
         nll = (nll * counted[:, None]).sum(axis=-1).mean(axis=-1)
         divergence = jnp.sum(jnp.exp(essence) * (essence - original), axis=-1)
-        return nll + config.kl * divergence + config.weight_decay * safe_norm(delta) / scale
+        decay = safe_norm(delta) / scale
+        decay = decay if decay.ndim == 1 else decay.sum(axis=-1)
+        loss = nll + config.kl * divergence + config.weight_decay * decay
+        if config.patience is None:
+            return loss, jnp.zeros((facts,), bool)
+        return loss, most_probable(log_p, requests, config.reference_quirks)
 
-    return loss
+    return objective
+
+
+def placed(
+    decoder: Decoder, rows: Rows, split: SplitPass, layer: int, site: str, n_rows: int
+) -> Callable[[Array], Float[Array, "N S d_model"]]:
+    """The tails' hidden states after `layer` as a function of delta, added at every row's lookup token.
+
+    Added to the MLP's or the block's output it is the same intervention, and nothing below runs again. Added
+    to the attention's too, the layer's MLP sees it, so that the layer runs anew.
+    """
+    if site != "attention+mlp":
+        return lambda delta: split.tail_out.at[:, 0].add(
+            jnp.repeat(delta, n_rows, axis=0).astype(split.tail_out.dtype)
+        )
+    around = {"position": rows.tail_position, "mask": rows.tail_mask, "memory": split.memory}
+    before, _, _ = decoder.run(split.tail_in, range(min(split.trace.key), layer), **around)
+    first_token = jnp.zeros((before.shape[0],), jnp.int32)
+
+    def rerun(delta: Float[Array, "B 2 d_model"]) -> Float[Array, "N S d_model"]:
+        both = jnp.repeat(delta, n_rows, axis=0)
+        taps = [Tap(layer, name, both[:, i], first_token) for i, name in enumerate(("attention", "mlp"))]
+        return decoder.run(before, range(layer, layer + 1), **around, tap=taps)[0]
+
+    return rerun
+
+
+def most_probable(
+    log_p: Float[Array, "B C T V"], requests: Requests, reference_quirks: bool = False
+) -> Bool[Array, "B"]:
+    """MPES: whether the target is the arg-max at all its tokens in every context, the bare prompt included.
+
+    The first release left the bare prompt out and compared the number of right tokens with the constant 5, so
+    that it never stops for five contexts and targets of several tokens: `reference_quirks`.
+    """
+    target, real = requests.target[:, None], requests.target_mask[:, None]
+    right = log_p.argmax(axis=-1) == target
+    if reference_quirks:
+        return (right & real)[:, 1:].sum(axis=(1, 2)) == 5
+    return (right | ~real).all(axis=(1, 2))
 
 
 def kl_row(decoder: Decoder, rows: Rows, split: SplitPass, above: range, n_rows: int) -> Float[Array, "B V"]:
@@ -188,31 +273,33 @@ def kl_row(decoder: Decoder, rows: Rows, split: SplitPass, above: range, n_rows:
 
 
 def minimise(
-    loss: Loss, origin: Float[Array, "B d"], active: Bool[Array, "B"], config: ValueConfig
+    objective: Objective, origin: Float[Array, "B *sites d"], active: Bool[Array, "B"], config: ValueConfig
 ) -> Values:
-    """The loop of `optimise_values` for any per-fact loss, delta starting at zero."""
+    """The loop of `optimise_values` for any objective by fact, delta starting at zero."""
     adam = optax.adam(config.learning_rate)
     bound = config.clamp * safe_norm(origin)
     start = jnp.zeros_like(origin)
+    patience = config.steps + 1 if config.patience is None else config.patience
 
     def keep_going(p: _Progress) -> Bool[Array, ""]:
         return (p.step < config.steps) & ~p.done.all()
 
     def step(p: _Progress) -> _Progress:
-        value, pull_back = jax.vjp(loss, p.delta)
+        value, pull_back, hit = jax.vjp(objective, p.delta, has_aux=True)
         losses = p.losses.at[p.step].set(jnp.where(p.done, jnp.nan, value))
-        done = p.done | (value < config.stop_loss) | (p.step == config.steps - 1)
+        hits = p.hits + hit
+        done = p.done | (value < config.stop_loss) | (hits >= patience) | (p.step == config.steps - 1)
         delta, adam_state = jax.lax.cond(
             done.all(), lambda: (p.delta, p.adam), lambda: advance(pull_back(jnp.ones_like(value))[0], p)
         )
-        delta = jnp.where(done[:, None], p.delta, delta)
-        return _Progress(p.step + 1, delta, adam_state, done, losses, p.updates + ~done)
+        delta = jnp.where(done.reshape(-1, *[1] * (delta.ndim - 1)), p.delta, delta)
+        return _Progress(p.step + 1, delta, adam_state, done, losses, p.updates + ~done, hits)
 
     def advance(gradient: Array, p: _Progress) -> tuple[Array, optax.OptState]:
         change, adam_state = adam.update(gradient, p.adam)
         delta = p.delta + change
         shrink = jnp.minimum(1.0, bound / jnp.maximum(safe_norm(delta), jnp.finfo(jnp.float32).tiny))
-        return delta * shrink[:, None], adam_state
+        return delta * shrink[..., None], adam_state
 
     facts = origin.shape[0]
     first = _Progress(
@@ -222,6 +309,7 @@ def minimise(
         done=~active,
         losses=jnp.full((config.steps, facts), jnp.nan),
         updates=jnp.zeros((facts,), jnp.int32),
+        hits=jnp.zeros((facts,), jnp.int32),
     )
     last = jax.lax.while_loop(keep_going, step, first)
     return Values(last.delta, origin, last.losses, last.updates)

@@ -1,7 +1,7 @@
 """What every editor of the table must do, whatever it computes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -49,7 +49,10 @@ class Row:
 @pytest.fixture(scope="module", params=METHODS)
 def row(request: pytest.FixtureRequest, gpt2: Case) -> Row:
     method = METHODS[request.param]
-    config = method.configure(gpt2.model.config, CLOSED if method.needs_moments else GRADIENT)
+    settings = CLOSED if method.needs_moments else GRADIENT
+    if getattr(method.configure(gpt2.model.config), "lam", None) == 0:
+        settings = replace(settings, lam=None)  # of the method's own kind: nothing weighs but the null space
+    config = method.configure(gpt2.model.config, settings)
     editor = method.build(gpt2.model, gpt2.moments, config)
     params, traces = gpt2.params({*config.layers, SPARE}), []
 
@@ -82,7 +85,7 @@ def test_types_and_shapes(row: Row) -> None:
             assert shapes(delta) == LowRank(((d_in, facts), jnp.float32), ((facts, d_out), jnp.float32))
         else:
             assert shapes(delta) == ((d_in, d_out), jnp.float32)
-    assert isinstance(info.delta[row.paths[0]], LowRank) == row.method.needs_moments
+    assert isinstance(info.delta[row.paths[0]], LowRank) != ("dense" in row.method.edits)
     assert info.finite.shape == ()
     assert info.finite.dtype == bool
     assert bool(info.finite)
@@ -111,6 +114,17 @@ def test_state_shares_no_memory_with_the_parameters(row: Row) -> None:
         leaf.delete()
     kept = (row.params, row.case.moments, row.case.checkpoint.params)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept))
+
+
+def test_a_batch_of_padding_is_no_edit(row: Row) -> None:
+    """Also after edits, when a method has something to restore."""
+    params, state, _ = row.first()
+    nothing = row.batches[1]._replace(weight=jnp.zeros_like(row.batches[1].weight))
+    after, kept, info = row.update(params, state, nothing)
+    assert bool(info.finite)
+    assert same_bits(after, params)
+    for mine, before in zip(jax.tree.leaves(kept), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(mine, before, rtol=0, atol=1e-12 * float(jnp.abs(before).max() + 1))
 
 
 def test_compiled_once_over_a_sequence(row: Row) -> None:
