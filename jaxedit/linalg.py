@@ -49,7 +49,10 @@ def null_projector(
         else:
             small = values < threshold
         chosen = vectors * small
-        return jnp.matmul(chosen, chosen.T, precision="highest")
+        projector = jnp.matmul(chosen, chosen.T, precision="highest")
+        return jnp.where(
+            jnp.isfinite(moment).all(), projector, jnp.nan
+        )  # eigh may answer to NaN with numbers
 
 
 def restricted_inverse(matrix: Float[Array, "d d"], projector: Float[Array, "d d"]) -> Float[Array, "d d"]:

@@ -68,6 +68,10 @@ Objective = Callable[[Float[Array, "B *sites d_model"]], tuple[Float[Array, "B"]
 """Loss by fact, and whether its target is the most probable answer. Two sites make an axis of delta."""
 
 
+Optimise = Callable[[Decoder, Requests, Rows, SplitPass, int, ValueConfig], Values]
+"""How an editor comes to its values: `optimise_values`, or values known from elsewhere."""
+
+
 def optimise_values(
     decoder: Decoder, requests: Requests, rows: Rows, split: SplitPass, layer: int, config: ValueConfig
 ) -> Values:

@@ -15,7 +15,7 @@ from jaxedit.linalg import dense, frobenius, safe_norm
 from jaxedit.lookup import Lead, lead_of, rows_of, split_pass
 from jaxedit.models.model import Model
 from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests
-from jaxedit.values import Values, optimise_values
+from jaxedit.values import Optimise, Values, optimise_values
 
 __all__ = ["LocateConfig", "locate_and_edit", "mean_keys"]
 
@@ -30,6 +30,7 @@ def locate_and_edit(
     moments: Mapping[int, Float[Array, "d_k d_k"]],
     config: LocateConfig,
     solver: Solver | None = None,
+    optimise: Optimise = optimise_values,
 ) -> Editor:
     """The editor of `config`; `solver` is how one matrix is written, by default the ridge of `closed_form`.
 
@@ -52,7 +53,7 @@ def locate_and_edit(
         keys: dict[int, Array] = {}
         leads: list[Lead] = []
         for span in spans:
-            one = write_span(model, config, solver, now, state, requests, span)
+            one = write_span(model, config, solver, optimise, now, state, requests, span)
             now, state = one.params, state | one.state
             deltas, keys = deltas | one.deltas, keys | one.keys
             suffix = f"/{span[0]}" if len(spans) > 1 else ""
@@ -86,6 +87,7 @@ def write_span(
     model: Model,
     config: LocateConfig,
     solver: Solver,
+    optimise: Optimise,
     params: Params,
     state: State,
     requests: Requests,
@@ -102,7 +104,7 @@ def write_span(
         source = Params(params.edited | unedited, params.frozen)
     rows = rows_of(requests)
     split = split_pass(model.bind(source), rows, layers[0], layers[-1])
-    values = optimise_values(model.bind(source), requests, rows, split, layers[-1], config.values)
+    values = optimise(model.bind(source), requests, rows, split, layers[-1], config.values)
     target, changed = values.target, {}
     if config.anchor is not None:
         mlp = value_now(split.trace.mlp[layers[-1]], requests, "bare")

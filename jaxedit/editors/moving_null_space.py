@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxedit.editors.closed_form import Preservation, solve
 from jaxedit.editors.config import LocateConfig
-from jaxedit.editors.solver import Batch, Solver, write_ridge
-from jaxedit.linalg import double, null_projector, restricted_inverse, woodbury
+from jaxedit.editors.solver import Batch, Solver, null_space, write_ridge
+from jaxedit.linalg import double, restricted_inverse, woodbury
 from jaxedit.types import LowRank
 
 
@@ -123,6 +123,6 @@ def anew(
         moment, number = double(moment), double(jnp.maximum(count, 1))
         edits = jnp.where(count > 0, number if config.edits == "count" else 1.0, 0.0)
         mean = (config.corpus * moment + edits * gram / number) / (config.corpus + edits)
-        projector = null_projector(mean, config.null_threshold, config.null_fraction)
+        projector = null_space(mean, config)
         ridge = config.lam_n * jnp.eye(moment.shape[0], dtype=jnp.float64)
         return restricted_inverse(config.lam * moment + ridge + gram, projector)

@@ -25,6 +25,7 @@ from jaxedit.models.model import Model
 from jaxedit.types import Editor
 
 EditorConfig = LocateConfig | FineTuneConfig
+NULL_SPACES = {"null_threshold": "null_fraction", "null_fraction": "null_threshold"}  # one replaces the other
 
 
 @dataclass(frozen=True)
@@ -97,24 +98,17 @@ class Method:
     def configure(self, model: DecoderConfig, settings: Settings = Settings()) -> EditorConfig:
         """The preset for this model with the departures. Raises ConfigError for one it does not have."""
         config = self.preset(model)
-        departures = {
-            name: value for name, value in dataclasses.asdict(settings).items() if value is not None
-        }
-        if (
-            "null_threshold" in departures
-            and "null_fraction" not in departures
-            and "null_fraction" in _names(config)
-        ):
-            config = dataclasses.replace(config, null_fraction=None)  # one rule takes the other's place
-        for name, value in departures.items():
-            config = self._depart(config, name, value)
+        for name, value in dataclasses.asdict(settings).items():
+            if value is not None:
+                config = self._depart(config, name, value)
         check(config, model, self.name)
         return config
 
     def _depart(self, config: EditorConfig, name: str, value: Any) -> EditorConfig:
         value = tuple(value) if isinstance(value, list) else value
         if name in _names(config):
-            return dataclasses.replace(config, **{name: value})
+            other = NULL_SPACES.get(name)
+            return dataclasses.replace(config, **{name: value} | ({other: None} if other else {}))
         values = getattr(config, "values", None)
         if values is not None and name in _names(values):
             return dataclasses.replace(config, values=dataclasses.replace(values, **{name: value}))

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxedit.editors.closed_form import Preservation, preservation, remember, solve, write
 from jaxedit.editors.config import LocateConfig
+from jaxedit.errors import ConfigError
 from jaxedit.linalg import null_projector
 from jaxedit.types import LowRank
 
@@ -40,15 +43,25 @@ def ridge(config: LocateConfig) -> Solver:
     """The solver of `closed_form` with a fixed projector: ROME to MEMIT, AlphaEdit, ENCORE, EvoEdit."""
 
     def init(second_moment: Array, weights: Array) -> Preservation:
-        projector = None
-        if config.projected:
-            projector = null_projector(second_moment, config.null_threshold, config.null_fraction)
+        projector = null_space(second_moment, config) if config.projected else None
         return preservation(second_moment, config.lam, config.lam_n, projector)
 
     def remembered(kept: Preservation, weights: Array, keys: Array, weight: Array) -> Preservation:
         return remember(kept, keys, solve(kept, keys), config.beta)
 
     return Solver(init, lambda kept, weights, batch: write_ridge(kept, batch, config), remembered)
+
+
+def null_space(moment: Float[Array, "d_k d_k"], config: LocateConfig) -> Float[Array, "d_k d_k"]:
+    """The projector P of the configuration. Raises ConfigError where it leaves nothing to write along."""
+    projector = null_projector(moment, config.null_threshold, config.null_fraction)
+    if not isinstance(projector, jax.core.Tracer) and not np.any(projector):
+        raise ConfigError(
+            f"no direction is left to write along: no eigenvalue of the keys' second moment is below "
+            f"null_threshold={config.null_threshold}, or null_fraction={config.null_fraction} of its "
+            f"{len(moment)} eigenvectors is none. Raise it."
+        )
+    return projector
 
 
 def write_ridge(kept: Preservation, batch: Batch, config: LocateConfig) -> LowRank:

@@ -4,7 +4,7 @@ Every function returns one {layer: Delta [d_v, d_k]} a batch, in float64. Undo w
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ Form = Callable[[int, Tensor, Tensor], Tensor]  # layer, K, R -> Delta
 
 @dataclass(frozen=True)
 class Scene:
-    """What all batches of a sequence share."""
+    """What all batches of a sequence share; `optimised` gathers the values in the order they were found."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -31,9 +31,12 @@ class Scene:
     layers: Sequence[int]
     C0: Mapping[int, Tensor]
     settings: Settings
+    optimised: list[list[Value]] = field(default_factory=list)
 
     def values(self, facts: Sequence[Fact], layer: int) -> list[Value]:
-        return values_of(self.model, self.tokenizer, facts, self.contexts, layer, self.settings)
+        values = values_of(self.model, self.tokenizer, facts, self.contexts, layer, self.settings)
+        self.optimised.append(values)
+        return values
 
     def gather(
         self, facts: Sequence[Fact], layer: int, last: int, values: Sequence[Value]
@@ -277,6 +280,7 @@ def pmet(scene: Scene, batches: Batches, lam: float) -> list[Deltas]:
             )
             for fact in facts
         ]
+        scene.optimised.append(pairs)
         deltas = {}
         for number, layer in enumerate(scene.layers):
             K = scene.keys(facts, [Value(p.delta[1], p.h0[1], [], None, 0) for p in pairs])[layer]
