@@ -25,15 +25,90 @@ def spd_inverse(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
         return jnp.matmul(half.T, half, precision="highest")
 
 
-def woodbury(
-    inverse: Float[Array, "d d"], columns: Float[Array, "d n"], solved: Float[Array, "d n"]
+def spd_solve(matrix: Float[Array, "d d"], right: Float[Array, "d n"]) -> Float[Array, "d n"]:
+    """`A^-1 B` in float64 for a symmetric positive definite A, by Cholesky; NaN where A is not that."""
+    with jax.enable_x64(True):
+        factor = jnp.linalg.cholesky(double(matrix))
+        return jax.scipy.linalg.cho_solve((factor, True), double(right))
+
+
+def null_projector(
+    moment: Float[Array, "d d"], threshold: float | None = None, fraction: float | None = None
 ) -> Float[Array, "d d"]:
-    """`(A + K K^T)^-1` from `A^-1` and `solved = A^-1 K`: O(d^2 n), whatever was added before."""
+    """Projector on the eigenvectors of a second moment that carry least, in float64.
+
+    Those with an eigenvalue below `threshold`, or without one the share `fraction` of all, smallest first.
+    The decomposition is in float64: where neighbouring eigenvalues are close, float32 misses the subspace
+    by percents.
+    """
+    with jax.enable_x64(True):
+        values, vectors = jnp.linalg.eigh(double(moment))
+        size = moment.shape[0]
+        if threshold is None:
+            small = jnp.arange(size) < round((1.0 if fraction is None else fraction) * size)
+        else:
+            small = values < threshold
+        chosen = vectors * small
+        projector = jnp.matmul(chosen, chosen.T, precision="highest")
+        return jnp.where(
+            jnp.isfinite(moment).all(), projector, jnp.nan
+        )  # eigh may answer to NaN with numbers
+
+
+def restricted_inverse(matrix: Float[Array, "d d"], projector: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """`P (P A P)^-1 P` in float64: the inverse of A within the range of the projector P, zero outside.
+
+    A must be symmetric and positive definite within that range.
+    """
+    with jax.enable_x64(True):
+        projector = double(projector)
+        inside = jnp.matmul(
+            jnp.matmul(projector, double(matrix), precision="highest"), projector, precision="highest"
+        )
+        # What stands outside the range does not matter; of the inside's scale it keeps the condition.
+        rank = jnp.trace(projector)
+        scale = jnp.where(rank > 0.5, jnp.trace(inside) / rank, 1.0)
+        outside = jnp.eye(matrix.shape[0], dtype=jnp.float64) - projector
+        inverse = spd_inverse((inside + inside.T) / 2 + scale * outside)
+        result = jnp.matmul(
+            jnp.matmul(projector, inverse, precision="highest"), projector, precision="highest"
+        )
+        return (result + result.T) / 2
+
+
+def woodbury(
+    inverse: Float[Array, "d d"],
+    columns: Float[Array, "d n"],
+    solved: Float[Array, "d n"],
+    weight: float = 1.0,
+) -> Float[Array, "d d"]:
+    """`(A + weight K K^T)^-1` from `A^-1` and `solved = A^-1 K`: O(d^2 n), whatever was added before."""
     with jax.enable_x64(True):
         gram = jnp.matmul(double(columns).T, solved, precision="highest")
-        gram = gram + jnp.eye(gram.shape[0], dtype=jnp.float64)
+        gram = gram + jnp.eye(gram.shape[0], dtype=jnp.float64) / weight
         step = jnp.matmul(solved, jnp.linalg.solve(gram, solved.T), precision="highest")
         updated = inverse - step
+        return (updated + updated.T) / 2
+
+
+def excluded(
+    inverse: Float[Array, "d d"], columns: Float[Array, "d n"], solved: Float[Array, "d n"]
+) -> Float[Array, "d d"]:
+    """`woodbury` of infinite weight: what A^-1 maps into the columns is taken out, O(d^2 n).
+
+    For `A^-1 = P / c` with a projector P it is `(P - Q Q^T) / c`, the columns of Q an orthonormal basis of
+    P K. Columns that are zero, or were taken out before, count for nothing.
+    """
+    with jax.enable_x64(True):
+        columns = double(columns)
+        gram = jnp.matmul(columns.T, solved, precision="highest")
+        values, vectors = jnp.linalg.eigh((gram + gram.T) / 2)
+        # Keys are float32: what is left of one already excluded is its rounding, 1e-14 of its energy.
+        floor = 1e-12 * jnp.max(jnp.sum(jnp.square(columns), axis=0)) * jnp.max(jnp.diagonal(inverse))
+        kept = values > floor
+        basis = jnp.matmul(solved, vectors, precision="highest")
+        basis = basis * jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, values, 1.0)), 0.0)
+        updated = inverse - jnp.matmul(basis, basis.T, precision="highest")
         return (updated + updated.T) / 2
 
 

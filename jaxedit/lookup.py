@@ -76,7 +76,7 @@ def split_pass(decoder: Decoder, rows: Rows, first: int, last: int) -> SplitPass
         position=at,
         mask=mask,
         memory=memory,
-        trace=("key", "mlp", "residual"),
+        trace=("key", "mlp", "residual", "attention"),
         trace_at=jnp.zeros((rows.tail.shape[0], 1), jnp.int32),
     )
     return SplitPass(prefix_in, tail_in, tail_out, memory, trace)

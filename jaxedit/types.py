@@ -103,3 +103,4 @@ class Trace(NamedTuple):
     key: dict[int, Any]  # input of the down-projection, [..., d_k]
     mlp: dict[int, Any]  # output of the MLP, [..., d_model]
     residual: dict[int, Any]  # residual stream after the block, [..., d_model]
+    attention: dict[int, Any]  # output of the attention, [..., d_model]

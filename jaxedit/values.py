@@ -1,6 +1,8 @@
 """Value optimisation: the vector that, written at the lookup token, makes the model predict the target.
 
-Meng et al. 2022 (arXiv 2202.05262), equation 4, and Meng et al. 2023 (arXiv 2210.07229), equation 16.
+Meng et al. 2022 (arXiv 2202.05262), equation 4, and Meng et al. 2023 (arXiv 2210.07229), equation 16; with
+most-probable early stopping (Gupta et al. 2025, arXiv 2502.01636) and PMET's pair of vectors (Li et al. 2023,
+arXiv 2308.08742) as options.
 """
 
 from collections.abc import Callable
@@ -14,8 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxedit.linalg import safe_norm
 from jaxedit.lookup import Rows, SplitPass
-from jaxedit.models.decoder import Decoder
+from jaxedit.models.decoder import Decoder, Tap
 from jaxedit.models.packing import Packing, pack, packing_of
+from jaxedit.packed import Size, asked, reads_of, real_tail, sizes_of
 from jaxedit.types import Requests
 
 
@@ -23,13 +26,19 @@ from jaxedit.types import Requests
 class ValueConfig:
     """Settings of the optimisation; defaults are MEMIT's for GPT2-XL."""
 
-    site: Literal["mlp", "block"] = "block"  # whose output delta is added to
+    site: Literal["mlp", "block", "attention+mlp"] = (
+        "block"  # whose output delta is added to; PMET: one to each
+    )
     learning_rate: float = 0.5
     steps: int = 20  # N steps make at most N - 1 updates
     weight_decay: float = 0.5
     clamp: float = 0.75  # bound on ||delta|| / ||h0||
     kl: float = 0.0625
     stop_loss: float = 0.05
+    patience: int | None = (
+        None  # MPES: stop once the target was most probable at this many steps; None: never
+    )
+    reference_quirks: bool = False  # MPES as first released: see `most_probable`
 
 
 class Values(NamedTuple):
@@ -53,9 +62,16 @@ class _Progress(NamedTuple):
     done: Bool[Array, "B"]
     losses: Float[Array, "steps B"]
     updates: Int[Array, "B"]
+    hits: Int[Array, "B"]  # steps at which the target was the most probable answer
 
 
-Loss = Callable[[Float[Array, "B d_model"]], Float[Array, "B"]]
+Loss = Callable[[Float[Array, "B *sites d_model"]], Float[Array, "B"]]
+Objective = Callable[[Float[Array, "B *sites d_model"]], tuple[Float[Array, "B"], Bool[Array, "B"]]]
+"""Loss by fact, and whether its target is the most probable answer. Two sites make an axis of delta."""
+
+
+Optimise = Callable[[Decoder, Requests, Rows, SplitPass, int, ValueConfig], Values]
+"""How an editor comes to its values: `optimise_values`, or values known from elsewhere."""
 
 
 def optimise_values(
@@ -63,8 +79,10 @@ def optimise_values(
 ) -> Values:
     """Minimises the loss of `value_loss` over delta for every fact, as one compiled loop.
 
-    A step is: loss; stop a fact whose loss is below `stop_loss`; gradient; Adam; projection to
-    `||delta|| <= clamp ||h0||`. Facts that stopped keep their delta; padding facts never start.
+    A step is: loss; stop a fact whose loss is below `stop_loss`, or whose target has been the most probable
+    answer at `patience` steps, this one counted; gradient; Adam; projection to `||delta|| <= clamp ||h0||`.
+    Facts that stopped keep their delta; padding facts never start. Of two sites the MLP's vector is
+    returned, the one that is written.
 
     The loop is compiled for a few sizes, and the smallest that holds this batch's tokens runs: one long
     fact does not make all others as dear as itself.
@@ -74,75 +92,35 @@ def optimise_values(
 
     def at_size(size: Size) -> Callable[[], Values]:
         def optimise() -> Values:
-            loss = value_loss(decoder, requests, rows, split, layer, origin, config, size)
-            return minimise(loss, origin, active, config)
+            objective = value_objective(decoder, requests, rows, split, layer, origin, config, size)
+            return minimise(objective, origin, active, config)
 
         return optimise
 
-    sizes = loop_sizes(requests)
-    tokens, reads = _tail_tokens(requests).sum(), _target_tokens(requests).sum()
+    sizes = sizes_of(requests)
+    tokens, reads = real_tail(requests).sum(), asked(requests).sum()
     too_small = [(size.tokens < tokens) | (size.reads < reads) for size in sizes[:-1]]
-    return jax.lax.switch(sum(too_small, start=jnp.int32(0)), [at_size(size) for size in sizes])
+    values = jax.lax.switch(sum(too_small, start=jnp.int32(0)), [at_size(size) for size in sizes])
+    if origin.ndim == 2:
+        return values
+    return values._replace(delta=values.delta[:, -1], origin=values.origin[:, -1])
 
 
-class Size(NamedTuple):
-    """How many tail tokens, and how many predictions of target tokens, a loop is compiled for."""
+def lookup_value(
+    split: SplitPass, requests: Requests, layer: int, site: str
+) -> Float[Array, "B *sites d_model"]:
+    """h0: output of the layer's MLP or block at the lookup token of the bare prompt, float32.
 
-    tokens: int
-    reads: int
-
-
-def loop_sizes(requests: Requests) -> list[Size]:
-    """Shares of all that the request arrays can hold, ascending, each once; each costs a compilation."""
-    tokens, reads = requests.tail.size, requests.predict_at.size
-    return sorted({Size(-(-tokens * part // 8), -(-reads * part // 8)) for part in (3, 5, 8)})
-
-
-def _tail_tokens(requests: Requests) -> Bool[Array, "B R S"]:
-    return requests.tail_mask & (requests.weight > 0)[:, None, None]
-
-
-def _target_tokens(requests: Requests) -> Bool[Array, "B C T"]:
-    counted = requests.target_mask & (requests.weight > 0)[:, None]
-    return jnp.broadcast_to(counted[:, None], requests.predict_at.shape)
-
-
-class Reads(NamedTuple):
-    """The predictions that the loss is made of, packed: Q places."""
-
-    packing: Packing  # of the packed tail tokens, [M] -> [Q]
-    label: Int[Array, "Q"]
-    share: Float[Array, "B Q"]  # of every prediction in the mean NLL of its fact
-
-
-def reads_of(requests: Requests, tokens: Packing, reads: int) -> Reads:
-    """Where targets are predicted, what they are, and what they count: equally, within a fact."""
-    facts = requests.tail.shape[0]
-    asked = _target_tokens(requests)
-    fact, context, _ = jnp.indices(asked.shape, sparse=True)
-    # Padding targets are sent out of range, and so dropped.
-    at = jnp.where(asked, requests.predict_at, requests.tail.shape[-1])
-    label = jnp.broadcast_to(requests.target[:, None], asked.shape)
-    here = jnp.zeros(requests.tail.shape, bool).at[fact, context, at].set(True, mode="drop")
-    labels = jnp.zeros(requests.tail.shape, jnp.int32).at[fact, context, at].set(label, mode="drop")
-    of_fact = jnp.broadcast_to(jnp.arange(facts)[:, None, None], here.shape)
-
-    def packed(x: Array, packing: Packing) -> Array:
-        return pack(x.reshape(*packing.valid.shape, 1), packing)[:, 0]
-
-    here, labels, of_fact = (packed(x, tokens) for x in (here, labels, of_fact))
-    packing = packing_of(here, reads)
-    owner = packed(of_fact, packing)
-    owned = (owner == jnp.arange(facts)[:, None]) & packing.filled
-    share = owned / jnp.maximum(owned.sum(axis=-1, keepdims=True), 1)
-    return Reads(packing, packed(labels, packing), share)
-
-
-def lookup_value(split: SplitPass, requests: Requests, layer: int, site: str) -> Float[Array, "B d_model"]:
-    """h0: output of the layer's MLP or block at the lookup token of the bare prompt, float32."""
-    vectors = split.trace.mlp[layer] if site == "mlp" else split.trace.residual[layer]
+    For "attention+mlp" both outputs, stacked in this order.
+    """
+    trace = split.trace
+    if site == "attention+mlp":
+        both = [trace.attention[layer], trace.mlp[layer]]
+    else:
+        both = [trace.mlp[layer] if site == "mlp" else trace.residual[layer]]
     facts, rows, _ = requests.prefix.shape
-    return vectors.reshape(facts, rows, -1)[:, 0].astype(jnp.float32)
+    origins = [vectors.reshape(facts, rows, -1)[:, 0].astype(jnp.float32) for vectors in both]
+    return origins[0] if len(origins) == 1 else jnp.stack(origins, axis=1)
 
 
 def value_loss(
@@ -151,11 +129,25 @@ def value_loss(
     rows: Rows,
     split: SplitPass,
     layer: int,
-    origin: Float[Array, "B d_model"],
+    origin: Float[Array, "B *sites d_model"],
+    config: ValueConfig,
+) -> Loss:
+    """The loss of `value_objective` alone, with room for everything."""
+    objective = value_objective(decoder, requests, rows, split, layer, origin, config)
+    return lambda delta: objective(delta)[0]
+
+
+def value_objective(
+    decoder: Decoder,
+    requests: Requests,
+    rows: Rows,
+    split: SplitPass,
+    layer: int,
+    origin: Float[Array, "B *sites d_model"],
     config: ValueConfig,
     size: Size | None = None,
-) -> Loss:
-    """The objective as a function of delta alone, by fact:
+) -> Objective:
+    """What is minimised, as a function of delta alone, by fact:
 
     `mean_i mean_t -log p(target_t | context_i, target_<t) + kl * KL(p_delta || p_0) + wd * ||delta|| / ||h0||^2`.
 
@@ -163,19 +155,18 @@ def value_loss(
     `size` must hold the batch's tokens; without one everything fits.
     """
     facts, n_rows, _ = requests.prefix.shape
-    size = size or loop_sizes(requests)[-1]
+    size = size or sizes_of(requests)[-1]
     above = range(layer + 1, decoder.config.n_layers)
     scale = jnp.maximum(jnp.square(safe_norm(origin)), jnp.finfo(jnp.float32).tiny)
-    tokens = packing_of(_tail_tokens(requests).reshape(rows.tail.shape), size.tokens)
+    tokens = packing_of(real_tail(requests).reshape(rows.tail.shape), size.tokens)
     reads = reads_of(requests, tokens, size.reads)
     at_lookup = tokens.place[:, 0]
-    start = pack(split.tail_out, tokens)
+    pushed = placed(decoder, rows, split, layer, config.site, tokens)
     original = kl_row(decoder, rows, split, above, n_rows)
 
-    def read(delta: Float[Array, "B d_model"]) -> tuple[Float[Array, "Q V"], Float[Array, "B V"]]:
-        pushed = start.at[at_lookup].add(jnp.repeat(delta, n_rows, axis=0).astype(start.dtype))
+    def read(delta: Array) -> tuple[Float[Array, "Q V"], Float[Array, "B V"]]:
         h, _, _ = decoder.run(
-            pushed,
+            pushed(delta),
             above,
             position=rows.tail_position,
             mask=rows.tail_mask,
@@ -186,17 +177,63 @@ def value_loss(
         log_p = jax.nn.log_softmax(decoder.logits(jnp.concatenate([pack(h, reads.packing), essence])))
         return log_p[:-facts], log_p[-facts:]
 
-    def loss(delta: Float[Array, "B d_model"]) -> Float[Array, "B"]:
+    def objective(delta: Array) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
         log_p, essence = read(delta)
         nll = -jnp.take_along_axis(log_p, reads.label[:, None], axis=-1)[:, 0]
         nll = jnp.matmul(reads.share, nll, precision="highest")
         divergence = jnp.sum(jnp.exp(essence) * (essence - original), axis=-1)
-        divergence = jnp.where(
-            requests.weight > 0, divergence, 0.0
-        )  # padding facts have no place of their own
-        return nll + config.kl * divergence + config.weight_decay * safe_norm(delta) / scale
+        # A padding fact has no place of its own: what is read for it is another fact's.
+        divergence = jnp.where(requests.weight > 0, divergence, 0.0)
+        decay = safe_norm(delta) / scale
+        decay = decay if decay.ndim == 1 else decay.sum(axis=-1)
+        loss = nll + config.kl * divergence + config.weight_decay * decay
+        if config.patience is None:
+            return loss, jnp.zeros((facts,), bool)
+        right = reads.by_target(log_p.argmax(axis=-1) == reads.label, requests, tokens)
+        return loss, most_probable(right, requests, config.reference_quirks)
 
-    return loss
+    return objective
+
+
+def placed(
+    decoder: Decoder, rows: Rows, split: SplitPass, layer: int, site: str, tokens: Packing
+) -> Callable[[Array], Float[Array, "M d_model"]]:
+    """The packed tails after `layer` as a function of delta, added at every row's lookup token.
+
+    Added to the MLP's or the block's output it is the same intervention, and nothing below runs again. Added
+    to the attention's too, the layer's MLP sees it, so that the layer runs anew.
+    """
+    n_rows = rows.tail.shape[0]
+    if site != "attention+mlp":
+        start, at_lookup = pack(split.tail_out, tokens), tokens.place[:, 0]
+        return lambda delta: start.at[at_lookup].add(
+            jnp.repeat(delta, n_rows // delta.shape[0], axis=0).astype(start.dtype)
+        )
+    around = {"position": rows.tail_position, "mask": rows.tail_mask, "memory": split.memory}
+    before, _, _ = decoder.run(split.tail_in, range(min(split.trace.key), layer), **around)
+    first_token = jnp.zeros((n_rows,), jnp.int32)
+
+    def rerun(delta: Float[Array, "B 2 d_model"]) -> Float[Array, "M d_model"]:
+        both = jnp.repeat(delta, n_rows // delta.shape[0], axis=0)
+        taps = [Tap(layer, name, both[:, i], first_token) for i, name in enumerate(("attention", "mlp"))]
+        return pack(decoder.run(before, range(layer, layer + 1), **around, tap=taps)[0], tokens)
+
+    return rerun
+
+
+def most_probable(
+    right: Bool[Array, "B C T"], requests: Requests, reference_quirks: bool = False
+) -> Bool[Array, "B"]:
+    """MPES: whether the target is the arg-max at all its tokens in every context, the bare prompt included.
+
+    `right` tells it for every context and token. The first release left the bare prompt out and compared the
+    number of right tokens with the constant 5, so that it never stops for five contexts and targets of several
+    tokens: `reference_quirks`.
+    """
+    real = requests.target_mask[:, None]
+    if reference_quirks:
+        return (right & real)[:, 1:].sum(axis=(1, 2)) == 5
+    return (right | ~real).all(axis=(1, 2))
 
 
 def kl_row(decoder: Decoder, rows: Rows, split: SplitPass, above: range, n_rows: int) -> Float[Array, "B V"]:
@@ -216,31 +253,33 @@ def kl_row(decoder: Decoder, rows: Rows, split: SplitPass, above: range, n_rows:
 
 
 def minimise(
-    loss: Loss, origin: Float[Array, "B d"], active: Bool[Array, "B"], config: ValueConfig
+    objective: Objective, origin: Float[Array, "B *sites d"], active: Bool[Array, "B"], config: ValueConfig
 ) -> Values:
-    """The loop of `optimise_values` for any per-fact loss, delta starting at zero."""
+    """The loop of `optimise_values` for any objective by fact, delta starting at zero."""
     adam = optax.adam(config.learning_rate)
     bound = config.clamp * safe_norm(origin)
     start = jnp.zeros_like(origin)
+    patience = config.steps + 1 if config.patience is None else config.patience
 
     def keep_going(p: _Progress) -> Bool[Array, ""]:
         return (p.step < config.steps) & ~p.done.all()
 
     def step(p: _Progress) -> _Progress:
-        value, pull_back = jax.vjp(loss, p.delta)
+        value, pull_back, hit = jax.vjp(objective, p.delta, has_aux=True)
         losses = p.losses.at[p.step].set(jnp.where(p.done, jnp.nan, value))
-        done = p.done | (value < config.stop_loss) | (p.step == config.steps - 1)
+        hits = p.hits + hit
+        done = p.done | (value < config.stop_loss) | (hits >= patience) | (p.step == config.steps - 1)
         delta, adam_state = jax.lax.cond(
             done.all(), lambda: (p.delta, p.adam), lambda: advance(pull_back(jnp.ones_like(value))[0], p)
         )
-        delta = jnp.where(done[:, None], p.delta, delta)
-        return _Progress(p.step + 1, delta, adam_state, done, losses, p.updates + ~done)
+        delta = jnp.where(done.reshape(-1, *[1] * (delta.ndim - 1)), p.delta, delta)
+        return _Progress(p.step + 1, delta, adam_state, done, losses, p.updates + ~done, hits)
 
     def advance(gradient: Array, p: _Progress) -> tuple[Array, optax.OptState]:
         change, adam_state = adam.update(gradient, p.adam)
         delta = p.delta + change
         shrink = jnp.minimum(1.0, bound / jnp.maximum(safe_norm(delta), jnp.finfo(jnp.float32).tiny))
-        return delta * shrink[:, None], adam_state
+        return delta * shrink[..., None], adam_state
 
     facts = origin.shape[0]
     first = _Progress(
@@ -250,6 +289,7 @@ def minimise(
         done=~active,
         losses=jnp.full((config.steps, facts), jnp.nan),
         updates=jnp.zeros((facts,), jnp.int32),
+        hits=jnp.zeros((facts,), jnp.int32),
     )
     last = jax.lax.while_loop(keep_going, step, first)
     return Values(last.delta, origin, last.losses, last.updates)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,15 @@ from jaxedit.lookup import Rows, SplitPass, rows_of, split_pass
 from jaxedit.models.decoder import Decoder, Tap, causal_mask, positions
 from jaxedit.models.model import Model
 from jaxedit.types import Params, Requests
-from jaxedit.values import ValueConfig, Values, lookup_value, minimise, optimise_values, value_loss
+from jaxedit.values import (
+    ValueConfig,
+    Values,
+    lookup_value,
+    minimise,
+    most_probable,
+    optimise_values,
+    value_loss,
+)
 from tests.cases import FACTS, LAYER, Case, oracle_facts, relative
 from tests.reference.tiny import TINY_CONTEXTS
 from tests.reference.values import Value, optimise_value
@@ -26,22 +34,26 @@ CONFIG = ValueConfig(learning_rate=0.1, steps=20, weight_decay=0.01, clamp=4.0, 
 SITES = ("mlp", "block")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def optimised(
-    model: Model, params: Params, requests: Requests, site: str, steps: int, numbers: dict[str, float]
+    model: Model,
+    params: Params,
+    requests: Requests,
+    fixed: tuple[tuple[str, Any], ...],
+    numbers: dict[str, float],
 ) -> Values:
-    config = ValueConfig(site=site, steps=steps, **numbers)
+    config = ValueConfig(**dict(fixed), **numbers)
     decoder, rows = model.bind(params), rows_of(requests)
     split = split_pass(decoder, rows, LAYER, LAYER)
     return optimise_values(decoder, requests, rows, split, LAYER, config)
 
 
 def ours(case: Case, config: ValueConfig, requests: Requests | None = None) -> Values:
-    """Compiled once for each site and shape: the other settings are arguments."""
+    """Compiled once for each site, way to stop early and shape: the other settings are arguments."""
     numbers = vars(config).copy()
-    site, steps = numbers.pop("site"), numbers.pop("steps")
+    fixed = tuple((name, numbers.pop(name)) for name in ("site", "steps", "patience", "reference_quirks"))
     requests = case.encode(FACTS) if requests is None else requests
-    return optimised(case.model, case.params([LAYER]), requests, site, steps, numbers)
+    return optimised(case.model, case.params([LAYER]), requests, fixed, numbers)
 
 
 @functools.cache
@@ -60,6 +72,8 @@ def theirs(case: Case, config: ValueConfig, facts: tuple[Fact, ...] = FACTS) -> 
             clamp=config.clamp,
             kl=config.kl,
             stop_loss=config.stop_loss,
+            patience=config.patience,
+            quirks=config.reference_quirks,
         )
         for fact in oracle_facts(facts)
     ]
@@ -214,13 +228,93 @@ def full_loss(made: Objective, requests: Requests, config: ValueConfig, delta: A
 def test_steps_that_cannot_improve_make_no_update() -> None:
     """One step is the last step, so nothing moves; and a loss already low stops at once."""
 
-    def loss(delta: Array) -> Array:
-        return jnp.sum((delta - 1.0) ** 2, axis=-1)
+    def objective(delta: Array) -> tuple[Array, Array]:
+        return jnp.sum((delta - 1.0) ** 2, axis=-1), jnp.zeros(len(delta), bool)
 
     origin, active = jnp.ones((2, 3)), jnp.array([True, True])
     for config in (replace(CONFIG, steps=1), replace(CONFIG, stop_loss=10.0)):
-        values = minimise(loss, origin, active, config)
+        values = minimise(objective, origin, active, config)
         assert not values.updates.any()
         assert not values.delta.any()
         assert np.isfinite(values.losses[0]).all()
         assert np.isnan(values.losses[1:]).all()
+
+
+def test_pair_of_vectors_is_the_oracles(case: Case) -> None:
+    """PMET: the MLP's of two, one on the attention's output which that MLP sees."""
+    config = replace(CONFIG, site="attention+mlp", steps=8)
+    found = ours(case, config)
+    for i, value in enumerate(theirs(case, config)):
+        assert relative(found.origin[i], value.h0[1]) <= 1e-5
+        assert relative(found.delta[i], value.delta[1]) <= 1e-3
+        assert np.asarray(found.losses[:, i]) == pytest.approx(value.losses, rel=1e-3)
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_most_probable_early_stopping_is_the_oracles(case: Case, patience: int) -> None:
+    """Facts of one and of several target tokens, each at its own step."""
+    config = replace(CONFIG, learning_rate=0.3, patience=patience)
+    found, expected = ours(case, config), theirs(case, config)
+    assert any(value.updates < config.steps - 1 for value in expected), "no fact stops early"
+    for i, value in enumerate(expected):
+        assert int(found.updates[i]) == value.updates
+        assert relative(found.target[i], value.z) <= 1e-3
+        assert np.isnan(found.losses[len(value.losses) :, i]).all()
+
+
+def answers(right: list[list[bool]]) -> tuple[Array, Requests]:
+    """One fact with target tokens 1, 2, ...; `right[context][t]` says whether token t is the arg-max there."""
+    contexts, tokens = len(right), len(right[0])
+    target = jnp.arange(1, tokens + 1)[None]
+    nothing = jnp.zeros((1, contexts + 1, 1), jnp.int32)
+    return jnp.array(right)[None], Requests(
+        prefix=nothing,
+        prefix_mask=nothing > 0,
+        tail=nothing,
+        tail_mask=nothing == 0,
+        target=target,
+        target_mask=target > 0,
+        predict_at=jnp.zeros((1, contexts, tokens), jnp.int32),
+        weight=jnp.ones(1),
+        case=jnp.zeros(1, jnp.int32),
+    )
+
+
+def test_most_probable_asks_for_all_tokens_in_every_context_bare_prompt_included() -> None:
+    every = [[True, True]] * 6
+    assert bool(most_probable(*answers(every))[0])
+    for context, token in ((0, 0), (0, 1), (3, 0), (5, 1)):
+        one_wrong = [list(row) for row in every]
+        one_wrong[context][token] = False
+        assert not bool(most_probable(*answers(one_wrong))[0])
+    right, requests = answers([[True, False]] * 6)
+    padded = requests._replace(target_mask=jnp.array([[True, False]]))
+    assert bool(most_probable(right, padded)[0])
+
+
+def test_first_release_counts_tokens_against_five_without_the_bare_prompt() -> None:
+    def quirk(right: list[list[bool]]) -> bool:
+        return bool(most_probable(*answers(right), reference_quirks=True)[0])
+
+    assert quirk([[True]] * 6)
+    assert quirk([[False]] + [[True]] * 5)  # the bare prompt may be wrong
+    assert not quirk([[True, True]] * 6)  # all ten tokens are right, and it goes on
+    assert quirk([[True, False]] * 6)  # half of them are wrong, and it stops
+
+
+def test_stops_at_the_step_at_which_patience_is_reached_in_total() -> None:
+    """The target is most probable at steps 2, 5 and 6 of fact 0, and at all of fact 1; one step is one update."""
+
+    def objective(delta: Array) -> tuple[Array, Array]:
+        step = jnp.round(delta[:, 0] / 0.1).astype(
+            jnp.int32
+        )  # Adam's first steps on a constant slope are even
+        hit = jnp.isin(step, jnp.array([2, 5, 6])) | (jnp.arange(2) == 1)
+        return 10.0 - delta[:, 0], hit
+
+    config = replace(CONFIG, clamp=100.0)
+    for patience, updates in ((1, (2, 0)), (2, (5, 1)), (3, (6, 2)), (4, (19, 3))):
+        values = minimise(
+            objective, jnp.ones((2, 1)), jnp.array([True, True]), replace(config, patience=patience)
+        )
+        assert tuple(np.asarray(values.updates)) == updates

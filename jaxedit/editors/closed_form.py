@@ -1,11 +1,14 @@
-"""The one preservation-memorisation solver behind ROME, r-ROME, MEMIT and EMMET.
+"""The one preservation-memorisation solver behind every closed-form editor.
 
 With columns, `W k`: all of them write residuals R at keys K while preserving what `A` weighs,
 
-    Delta = R (K^T A^-1 Q + ridge I)^-1 K^T A^-1,    A = lam C0 + lam_n I + K_p K_p^T,
+    Delta = R (K^T M Q + ridge I)^-1 K^T M,    M = P (P A P)^-1 P,    A = lam C0 + lam_n I + beta K_p K_p^T,
 
-where Q = K but for ROME. MEMIT is ridge 1, since `R K^T (A + K K^T)^-1 = R (K^T A^-1 K + I)^-1 K^T A^-1`;
-EMMET is ridge eps; ROME and r-ROME are ridge 0. Arrays here are rows (`[n, d]`), weights `[in, out]`.
+where Q = K but for ROME, and P projects keys on the directions that may be written (P = I: all). With ridge 1
+this is `R K^T P (P (K K^T + beta K_p K_p^T + lam C0) P + lam_n I)^-1`: MEMIT, ENCORE, AlphaEdit and what
+follows from them. EMMET is ridge eps; ROME and r-ROME are ridge 0. Whatever the projector, all that is kept
+is M, and a batch of n keys costs O(d_k^2 n), however many came before. Arrays here are rows (`[n, d]`), weights
+`[in, out]`.
 """
 
 from typing import NamedTuple
@@ -14,33 +17,53 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxedit.linalg import double, spd_inverse, woodbury
+from jaxedit.linalg import double, excluded, restricted_inverse, spd_inverse, woodbury
 from jaxedit.types import LowRank
 
 
 class Preservation(NamedTuple):
-    """A^-1 in float64, ready to solve against any number of keys."""
+    """M in float64, ready to solve against any number of keys; A^-1 where nothing is projected."""
 
     inverse: Float[Array, "d_k d_k"]
 
 
-def preservation(second_moment: Float[Array, "d_k d_k"], lam: float, lam_n: float = 0.0) -> Preservation:
-    """A^-1 for `A = lam C0 + lam_n I`, without any earlier keys."""
+def preservation(
+    second_moment: Float[Array, "d_k d_k"],
+    lam: float,
+    lam_n: float = 0.0,
+    projector: Float[Array, "d_k d_k"] | None = None,
+) -> Preservation:
+    """M for `A = lam C0 + lam_n I`, without any earlier keys."""
     with jax.enable_x64(True):
+        if projector is not None and lam == 0:
+            return Preservation(double(projector) / lam_n)  # no second inversion, no second rounding
         moment = double(second_moment)
         ridge = lam_n * jnp.eye(moment.shape[0], dtype=jnp.float64)
-        return Preservation(spd_inverse(lam * moment + ridge))
+        matrix = lam * moment + ridge
+        return Preservation(
+            spd_inverse(matrix) if projector is None else restricted_inverse(matrix, projector)
+        )
 
 
 def solve(kept: Preservation, keys: Float[Array, "n d_k"]) -> Float[Array, "n d_k"]:
-    """Rows of `K^T A^-1`, float64."""
+    """Rows of `K^T M`, float64."""
     with jax.enable_x64(True):
         return jnp.matmul(double(keys), kept.inverse, precision="highest")
 
 
-def remember(kept: Preservation, keys: Float[Array, "n d_k"], solved: Float[Array, "n d_k"]) -> Preservation:
-    """A^-1 after `K_p` has grown by these keys; padding facts' zero keys change nothing."""
-    return Preservation(woodbury(kept.inverse, keys.T, solved.T))
+def remember(
+    kept: Preservation,
+    keys: Float[Array, "n d_k"],
+    solved: Float[Array, "n d_k"],
+    beta: float | None = 1.0,
+) -> Preservation:
+    """M after `K_p` has grown by these keys; padding facts' zero keys change nothing.
+
+    `beta` is their weight; `None` is infinite: later updates leave these keys' outputs as they are (EvoEdit).
+    """
+    if beta is None:
+        return Preservation(excluded(kept.inverse, keys.T, solved.T))
+    return Preservation(woodbury(kept.inverse, keys.T, solved.T, beta))
 
 
 def write(
@@ -50,7 +73,7 @@ def write(
     ridge: float | Float[Array, ""],
     weight: Float[Array, "n"],
 ) -> LowRank:
-    """Delta as factors `left = A^-1 K (Q^T A^-1 K + ridge I)^-1`, `right = R^T`.
+    """Delta as factors `left = M K (Q^T M K + ridge I)^-1`, `right = R^T`.
 
     `query` are the keys at which the residual is measured (those of `solved` but for ROME). Rows of weight
     0 are padding: their keys and residuals must be zero, and they contribute nothing.

@@ -1,156 +1,157 @@
 """Locate-and-edit as one editor: optimise values, then write them at their keys, layer by layer."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxedit.editors.closed_form import Preservation, preservation, remember, solve, write
+from jaxedit.editors.config import LocateConfig
+from jaxedit.editors.nas import anchored
+from jaxedit.editors.reading import first_reading, keys_after, mean_keys, next_reading, value_now
+from jaxedit.editors.solver import Batch, Solver, ridge
 from jaxedit.errors import StatisticsError
 from jaxedit.linalg import added, frobenius, safe_norm
-from jaxedit.lookup import Lead, bare_rows, lead_of, rows_of, split_pass
-from jaxedit.models.decoder import Decoder
+from jaxedit.lookup import Lead, lead_of, rows_of, split_pass
 from jaxedit.models.model import Model
-from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests, Trace
-from jaxedit.values import ValueConfig, optimise_values
+from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests
+from jaxedit.values import Optimise, Values, optimise_values
 
-State = dict[str, Preservation]
+__all__ = ["LocateConfig", "locate_and_edit", "mean_keys"]
 
+State = dict[str, Any]
+"""By path what the solver remembers of that matrix; under `ANCHOR` the norm of NAS, where it is used."""
 
-@dataclass(frozen=True)
-class LocateConfig:
-    """What distinguishes the locate-and-edit methods from each other."""
-
-    layers: tuple[int, ...]  # written in this order; values are optimised at the last
-    lam: float  # weight of the second moment C0 in the preservation matrix
-    lam_n: float = 0.0  # ridge on the update
-    ridge: float = 1.0  # 1: MEMIT; eps: EMMET; 0: constraints hold exactly
-    single_ridge: float | None = None  # ridge for a single fact; None: the same
-    key_mean: Literal["plain", "half"] = (
-        "half"  # over contexts; half: bare prompt and prefixes weigh the same
-    )
-    query: Literal["mean", "bare"] = "mean"  # where the constraint is posed: at the mean key or the bare one
-    memory: bool = False  # preserve the keys of all earlier edits of the sequence (K_p K_p^T)
-    values: ValueConfig = field(default_factory=ValueConfig)
-
-
-class Keys(NamedTuple):
-    """What a layer sees at the lookup token, by fact."""
-
-    mean: Float[Array, "B d_k"]
-    bare: Float[Array, "B d_k"]
+ANCHOR = "anchor"
 
 
 def locate_and_edit(
-    model: Model, moments: Mapping[int, Float[Array, "d_k d_k"]], config: LocateConfig
+    model: Model,
+    moments: Mapping[int, Float[Array, "d_k d_k"]],
+    config: LocateConfig,
+    solver: Solver | None = None,
+    optimise: Optimise = optimise_values,
 ) -> Editor:
-    """The editor of `config`. Its state is one `Preservation` per edited matrix.
+    """The editor of `config`; `solver` is how one matrix is written, by default the ridge of `closed_form`.
 
     `moments` are the uncentred second moments C0 of the keys by layer (`jaxedit.statistics`).
     Raises ConfigError for a layer out of range, StatisticsError for a missing or misshapen moment.
     """
     paths = model.edited_paths(config.layers)
     check_moments(model, moments, config.layers)
+    solver = ridge(config) if solver is None else solver
+    spans = [(layer,) for layer in config.layers] if config.values_at == "each" else [config.layers]
 
     def init(params: Params) -> State:
-        return {path: preservation(moments[layer], config.lam, config.lam_n) for layer, path in paths.items()}
+        state = {path: solver.init(moments[layer], params.edited[path]) for layer, path in paths.items()}
+        return state if config.anchor is None else state | {ANCHOR: jnp.float32(config.anchor)}
 
     def update(params: Params, state: State, requests: Requests) -> tuple[Params, State, EditInfo]:
-        rows = rows_of(requests)
-        split = split_pass(model.bind(params), rows, config.layers[0], config.layers[-1])
-        values = optimise_values(model.bind(params), requests, rows, split, config.layers[-1], config.values)
-        edited, memories = dict(params.edited), dict(state)
+        now, state = params, dict(state)
         deltas: dict[str, LowRank | Array] = {}
         metrics: dict[str, Array] = {}
-        lead = lead_of(rows, split)
-        keys = {
-            layer: mean_keys(split.trace.key[layer], requests, config.key_mean) for layer in config.layers[:1]
-        }
-        now = current_output(split.trace, requests, config)
-        for done, (layer, path) in enumerate(paths.items()):
-            if done:
-                decoder = model.bind(Params(edited, params.frozen))
-                lead, keys[layer], now = next_layer(decoder, lead, requests, config, done)
-            residual = (values.target - now) / (len(paths) - done)
-            delta, memories[path] = _write(state[path], keys[layer], residual, requests.weight, config)
-            deltas[path], edited[path] = delta, added(edited[path], delta)
-            metrics[f"key_norm/{layer}"] = safe_norm(keys[layer].mean)
-            metrics[f"residual_norm/{layer}"] = safe_norm(residual)
-        metrics |= {
-            "value_loss": values.losses,
-            "value_updates": values.updates,
-            "value_norm": safe_norm(values.delta),
-            "origin_norm": safe_norm(values.origin),
-        }
-        finite = jnp.stack([jnp.isfinite(frobenius(edited[path])) for path in paths.values()]).all()
-        return Params(edited, params.frozen), memories, EditInfo(deltas, metrics, finite)
+        keys: dict[int, Array] = {}
+        leads: list[Lead] = []
+        for span in spans:
+            one = write_span(model, config, solver, optimise, now, state, requests, span)
+            now, state = one.params, state | one.state
+            deltas, keys = deltas | one.deltas, keys | one.keys
+            suffix = f"/{span[0]}" if len(spans) > 1 else ""
+            metrics |= one.metrics | {name + suffix: value for name, value in value_metrics(one.values)}
+            leads.append(one.lead)
+        if config.memory:
+            if config.memory_keys == "recomputed":
+                keys = keys_after(model.bind(now), leads[0], requests, config)
+            for layer, path in paths.items():
+                real = keys[layer] * requests.weight[:, None]
+                state[path] = solver.remember(state[path], now.edited[path], real, requests.weight)
+        finite = jnp.stack([jnp.isfinite(frobenius(now.edited[path])) for path in paths.values()]).all()
+        return now, state, EditInfo(deltas, metrics, finite)
 
-    return Editor(init, update, remembers=config.memory)
+    return Editor(init, update, remembers=config.memory or config.anchor is not None)
 
 
-def _write(
-    kept: Preservation, keys: Keys, residual: Array, weight: Array, config: LocateConfig
-) -> tuple[LowRank, Preservation]:
-    real = weight[:, None]
-    mean, query = keys.mean * real, (keys.bare if config.query == "bare" else keys.mean) * real
-    solved = solve(kept, mean)
-    ridge: float | Array = config.ridge
-    if config.single_ridge is not None:
-        ridge = jnp.where(weight.sum() > 1, config.ridge, config.single_ridge)
-    delta = write(solved, query, residual * real, ridge, weight)
-    return delta, remember(kept, mean, solved) if config.memory else kept
+class Written(NamedTuple):
+    """What one span of layers was given."""
+
+    params: Params
+    state: State  # what of it changed
+    deltas: dict[str, LowRank | Float[Array, "d_k d_v"]]
+    keys: dict[int, Float[Array, "B d_k"]]
+    values: Values
+    metrics: dict[str, Array]
+    lead: Lead  # at the input of the span's first layer
 
 
-def mean_keys(traced: Float[Array, "N 1 d_k"], requests: Requests, how: str) -> Keys:
-    """Mean over the contexts of the keys at the lookup token; the KL row is not a context."""
-    facts, n_rows, _ = requests.prefix.shape
-    by_context = traced.astype(jnp.float32).reshape(facts, n_rows, -1)[:, : n_rows - 1]
-    return Keys(mean_over_contexts(by_context, how), by_context[:, 0])
+def write_span(
+    model: Model,
+    config: LocateConfig,
+    solver: Solver,
+    optimise: Optimise,
+    params: Params,
+    state: State,
+    requests: Requests,
+    layers: tuple[int, ...],
+) -> Written:
+    """Optimises values at the last of these layers and writes them into all, each on what was just written.
 
-
-def mean_over_contexts(x: Float[Array, "B C d"], how: str) -> Float[Array, "B d"]:
-    """ "plain": the mean; "half": the mean of the bare prompt and of the mean over prefixed prompts."""
-    if how == "plain" or x.shape[1] == 1:
-        return x.mean(axis=1)
-    return (x[:, 0] + x[:, 1:].mean(axis=1)) / 2
-
-
-def current_output(trace: Trace, requests: Requests, config: LocateConfig) -> Float[Array, "B d_model"]:
-    """What the residual is measured against: the value as it is, at the last edited layer."""
-    vectors = trace.mlp if config.values.site == "mlp" else trace.residual
-    facts, n_rows, _ = requests.prefix.shape
-    by_context = vectors[config.layers[-1]].astype(jnp.float32).reshape(facts, n_rows, -1)[:, : n_rows - 1]
-    if config.values.site == "mlp" and config.query == "mean":
-        return mean_over_contexts(by_context, config.key_mean)
-    return by_context[:, 0]
-
-
-def next_layer(
-    decoder: Decoder, lead: Lead, requests: Requests, config: LocateConfig, done: int
-) -> tuple[Lead, Keys, Float[Array, "B d_model"]]:
-    """After the layer before was written: the lead at this layer's input, its keys, and the value as it is.
-
-    Goes on from the hidden states of the layer just written; below it nothing changed.
+    A solver with an original reads keys and values from the unedited matrices instead.
     """
-    before, layer, last = config.layers[done - 1], config.layers[done], config.layers[-1]
-    hidden, _, _ = decoder.run(lead.hidden, range(before, layer), position=lead.position, mask=lead.mask)
-    lead = lead._replace(hidden=hidden)
-    after, trace, _ = decoder.run(
-        hidden,
-        range(layer, layer + 1),
-        position=lead.position,
-        mask=lead.mask,
-        trace=("key",),
-        trace_at=lead.at_lookup,
-    )
-    keys = mean_keys(trace.key[layer], requests, config.key_mean)
-    bare = bare_rows(requests)
-    h, _, _ = decoder.run(
-        after[bare], range(layer + 1, last + 1), position=lead.position[bare], mask=lead.mask[bare]
-    )
-    return lead, keys, h[:, -1].astype(jnp.float32)
+    paths = model.edited_paths(layers)
+    source = params
+    if solver.original is not None:
+        unedited = {path: solver.original(state[path]) for path in paths.values()}
+        source = Params(params.edited | unedited, params.frozen)
+    rows = rows_of(requests)
+    split = split_pass(model.bind(source), rows, layers[0], layers[-1])
+    values = optimise(model.bind(source), requests, rows, split, layers[-1], config.values)
+    target, changed = values.target, {}
+    if config.anchor is not None:
+        mlp = value_now(split.trace.mlp[layers[-1]], requests, "bare")
+        target, anchor = anchored(values, mlp, state[ANCHOR], requests.weight)
+        changed = {ANCHOR: anchor}
+
+    edited, real = dict(params.edited), requests.weight[:, None]
+    deltas: dict[str, LowRank | Array] = {}
+    metrics: dict[str, Array] = {}
+    keys: dict[int, Array] = {}
+    lead = first_lead = lead_of(rows, split)
+    reading = first_reading(split.trace, requests, config, layers, layers[0])
+    for done, (layer, path) in enumerate(paths.items()):
+        if done and solver.original is not None:
+            reading = first_reading(split.trace, requests, config, layers, layer)
+        elif done:
+            decoder = model.bind(Params(edited, params.frozen))
+            lead, reading = next_reading(decoder, lead, requests, config, layers, done)
+        left = len(layers) if solver.original is not None else len(layers) - done
+        residual = spread(target - reading.now, left, done == len(layers) - 1, config.spread)
+        query = reading.keys.bare if config.query == "bare" else reading.keys.mean
+        batch = Batch(reading.keys.mean * real, query * real, residual * real, requests.weight)
+        deltas[path] = solver.write(state[path], edited[path], batch)
+        edited[path] = added(edited[path], deltas[path])
+        keys[layer] = reading.keys.mean
+        metrics[f"key_norm/{layer}"] = safe_norm(reading.keys.mean)
+        metrics[f"residual_norm/{layer}"] = safe_norm(residual)
+    return Written(Params(edited, params.frozen), changed, deltas, keys, values, metrics, first_lead)
+
+
+def spread(missing: Float[Array, "B d_v"], left: int, last: bool, how: str) -> Float[Array, "B d_v"]:
+    """This layer's share of what is missing, `left` layers being left with it.
+
+    Where what is missing is not measured anew after every layer, `left` is the number of all layers.
+    """
+    if how == "last" and not last:
+        return jnp.zeros_like(missing)
+    divisor = {"even": left, "sqrt": left**0.5, "last": 1}[how]
+    return missing / divisor
+
+
+def value_metrics(values: Values) -> Iterable[tuple[str, Array]]:
+    """What the optimisation did, by fact."""
+    yield "value_loss", values.losses
+    yield "value_updates", values.updates
+    yield "value_norm", safe_norm(values.delta)
+    yield "origin_norm", safe_norm(values.origin)
 
 
 def check_moments(model: Model, moments: Mapping[int, Array], layers: tuple[int, ...]) -> None:

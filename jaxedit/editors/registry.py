@@ -7,9 +7,17 @@ from typing import Any, Literal
 
 from jaxtyping import Array
 
+from jaxedit.editors.alphaedit import alphaedit_config, evoedit_config
+from jaxedit.editors.blue import blue
+from jaxedit.editors.d4s import d4s, d4s_config
+from jaxedit.editors.encore import encore_config
 from jaxedit.editors.finetune import FineTuneConfig, fine_tune
 from jaxedit.editors.locate import LocateConfig, locate_and_edit
+from jaxedit.editors.lyaplock import lyaplock, lyaplock_config
 from jaxedit.editors.memit import emmet_config, memit_config
+from jaxedit.editors.moving_null_space import betaedit_config, langedit_config, moving_null_space
+from jaxedit.editors.nas import nas_config
+from jaxedit.editors.pmet import pmet_config
 from jaxedit.editors.rome import r_rome_config, rome_config
 from jaxedit.errors import ConfigError, unknown_name
 from jaxedit.models.config import DecoderConfig
@@ -17,6 +25,7 @@ from jaxedit.models.model import Model
 from jaxedit.types import Editor
 
 EditorConfig = LocateConfig | FineTuneConfig
+NULL_SPACES = {"null_threshold": "null_fraction", "null_fraction": "null_threshold"}  # one replaces the other
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,20 @@ class Settings:
     """Softness of the constraints: EMMET's eps (closed forms)."""
     memory: bool | None = None
     """Preserve the keys of all earlier edits (closed forms)."""
+    memory_keys: Literal["solved", "recomputed"] | None = None
+    """Those keys as they were written, or as they are once all layers are (closed forms)."""
+    beta: float | None = None
+    """Their weight (closed forms)."""
+    null_threshold: float | None = None
+    """Write only along eigenvectors of C0 with an eigenvalue below (AlphaEdit and kin)."""
+    null_fraction: float | None = None
+    """Or along this share of its eigenvectors, smallest eigenvalues first."""
+    spread: Literal["even", "sqrt", "last"] | None = None
+    """A layer's share of the residual: over the layers left, over their root, or all at the last."""
+    values_at: Literal["last", "each"] | None = None
+    """One value at the last layer, or one at each layer for itself."""
+    anchor: float | None = None
+    """Norm of all values; 0 takes the first batch's mean (NAS)."""
     learning_rate: float | None = None
     """Of Adam: on the value (closed forms), or on the weights (FT)."""
     steps: int | None = None
@@ -45,6 +68,10 @@ class Settings:
     """Weight of the KL term (closed forms)."""
     stop_loss: float | None = None
     """Loss below which the optimisation stops."""
+    patience: int | None = None
+    """Stop it once the target was the most probable answer at this many steps (MPES)."""
+    reference_quirks: bool | None = None
+    """Count those steps as the first release of ENCORE did."""
     bound: float | None = None
     """Bound on every entry's change (FT-L)."""
     centre: Literal["edit", "original"] | None = None
@@ -80,7 +107,8 @@ class Method:
     def _depart(self, config: EditorConfig, name: str, value: Any) -> EditorConfig:
         value = tuple(value) if isinstance(value, list) else value
         if name in _names(config):
-            return dataclasses.replace(config, **{name: value})
+            other = NULL_SPACES.get(name)
+            return dataclasses.replace(config, **{name: value} | ({other: None} if other else {}))
         values = getattr(config, "values", None)
         if values is not None and name in _names(values):
             return dataclasses.replace(config, values=dataclasses.replace(values, **{name: value}))
@@ -101,9 +129,24 @@ def check(config: EditorConfig, model: DecoderConfig, editor: str) -> None:
     positive = {"learning_rate": optimiser.learning_rate, "steps": optimiser.steps}
     not_negative = {"stop_loss": optimiser.stop_loss}
     if isinstance(config, LocateConfig):
-        positive |= {"lam": config.lam, "clamp": config.values.clamp}
+        positive |= {"clamp": config.values.clamp}
         not_negative |= {"lam_n": config.lam_n, "ridge": config.ridge, "kl": config.values.kl}
-        not_negative |= {"weight_decay": config.values.weight_decay}
+        not_negative |= {"weight_decay": config.values.weight_decay, "lam": config.lam}
+        if config.lam_n == 0:
+            positive |= {"lam": config.lam}
+        given = {
+            "beta": config.beta,
+            "null_threshold": config.null_threshold,
+            "null_fraction": config.null_fraction,
+            "patience": config.values.patience,
+        }
+        positive |= {name: value for name, value in given.items() if value is not None}
+        if config.anchor is not None:
+            not_negative |= {"anchor": config.anchor}
+        if config.null_fraction is not None and config.null_fraction > 1:
+            raise ConfigError(
+                f"editor {editor!r}: null_fraction is {config.null_fraction}; it must not be above 1"
+            )
     elif config.bound is not None:
         positive |= {"bound": config.bound}
     for name, value in positive.items():
@@ -129,7 +172,12 @@ def layer_span(model: DecoderConfig) -> tuple[int, ...]:
     return tuple(range(round(0.2 * last), round(0.35 * last) + 1))
 
 
-# Presets use the depth rule; `lam` is that of SmolLM2-135M, searched over decades.
+# Presets use the depth rule; `lam` is that of SmolLM2-135M, searched over decades. It is 1/20 of GPT2-XL's: its
+# keys carry less energy. Weights of the other closed forms (lam, lam_n) are 1/20 of their papers' for GPT2-XL. A null
+# space by threshold depends on that energy too, so it is given by a share of directions instead.
+NULL_FRACTION = 0.8
+
+
 METHODS: dict[str, Method] = {
     row.name: row
     for row in (
@@ -149,6 +197,70 @@ METHODS: dict[str, Method] = {
         Method(
             "emmet", "arXiv 2403.14236", "closed form", "one layer, rank one a fact", "nothing", "memit",
             lambda model: emmet_config(single_layer(model), lam=100.0), locate_and_edit,
+        ),
+        Method(
+            "memit-history", "arXiv 2210.07229", "closed form", "a span of layers, rank one a fact and layer",
+            "keys of earlier edits", "memit",
+            lambda model: memit_config(layer_span(model), lam=1000.0, memory=True), locate_and_edit,
+        ),
+        Method(
+            "pmet", "arXiv 2308.08742", "closed form", "a span of layers, rank one a fact and layer",
+            "nothing", "memit",
+            lambda model: pmet_config(layer_span(model), lam=300.0), locate_and_edit,
+        ),
+        Method(
+            "alphaedit", "arXiv 2410.02355", "closed form",
+            "a span of layers, rank one a fact and layer, within C0's null space",
+            "keys of earlier edits", "memit",
+            lambda model: alphaedit_config(layer_span(model), lam_n=0.5, fraction=NULL_FRACTION), locate_and_edit,
+        ),
+        Method(
+            "encore", "arXiv 2502.01636", "closed form", "a span of layers, rank one a fact and layer",
+            "keys of earlier edits", "memit",
+            lambda model: encore_config(layer_span(model), lam=1000.0, lam_n=0.5), locate_and_edit,
+        ),
+        Method(
+            "betaedit", "arXiv 2605.09285", "closed form",
+            "a span of layers, rank one a fact and layer, within a null space that moves",
+            "keys of earlier edits", "memit",
+            lambda model: betaedit_config(layer_span(model), lam=150.0, lam_n=0.5, fraction=NULL_FRACTION),
+            lambda model, moments, config: locate_and_edit(model, moments, config, moving_null_space(config)),
+        ),
+        Method(
+            "langedit", "arXiv 2506.10800", "closed form",
+            "a span of layers, rank one a fact and layer, within a null space that moves",
+            "keys of earlier edits", "memit",
+            lambda model: langedit_config(layer_span(model), lam_n=0.5, fraction=NULL_FRACTION),
+            lambda model, moments, config: locate_and_edit(model, moments, config, moving_null_space(config)),
+        ),
+        Method(
+            "evoedit", "arXiv 2510.13851", "closed form",
+            "a span of layers, rank one a fact and layer, within a null space that shrinks",
+            "the null space without earlier keys", "memit",
+            lambda model: evoedit_config(layer_span(model), lam_n=0.2, fraction=NULL_FRACTION), locate_and_edit,
+        ),
+        Method(
+            "lyaplock", "arXiv 2505.15702", "closed form", "a span of layers, dense",
+            "keys and outputs of earlier edits, the unedited matrices, a queue", "memit",
+            lambda model: lyaplock_config(layer_span(model), lam=50.0),
+            lambda model, moments, config: locate_and_edit(model, moments, config, lyaplock(config)),
+        ),
+        Method(
+            "d4s", "arXiv 2410.23843", "closed form", "a span of layers, rank one a fact and layer",
+            "keys of earlier edits, the unedited matrices", "memit",
+            lambda model: d4s_config(layer_span(model), lam=1000.0),
+            lambda model, moments, config: locate_and_edit(model, moments, config, d4s(config)),
+        ),
+        Method(
+            "nas", "arXiv 2602.02543", "closed form",
+            "a span of layers, rank one a fact and layer, within C0's null space",
+            "keys of earlier edits, the values' norm", "memit",
+            lambda model: nas_config(layer_span(model), lam_n=0.5, fraction=NULL_FRACTION), locate_and_edit,
+        ),
+        Method(
+            "memit-blue", "arXiv 2502.03748", "closed form", "two layers, rank one a fact and layer",
+            "keys of earlier edits", "memit",
+            lambda model: blue(memit_config(layer_span(model), lam=1000.0, memory=True)), locate_and_edit,
         ),
         Method(
             "ft", "arXiv 2012.00363", "gradient", "one layer, dense", "nothing", None,

@@ -4,7 +4,7 @@ Parameters live in a flat dict (see `jaxedit.types.Params`); `Model.bind` joins 
 inside a traced function. Hidden states are `[N, T, d_model]`: N independent rows of T tokens.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import jax
@@ -34,7 +34,7 @@ class Memory(NamedTuple):
 
 
 class Tap(NamedTuple):
-    """Adds `vector` to the output of a layer's MLP (site "mlp") or block (site "block") at one token a row."""
+    """Adds `vector` to the output of a layer's "attention", "mlp" or "block" (the site) at one token a row."""
 
     layer: int
     site: str
@@ -173,7 +173,7 @@ class Decoder(nnx.Module):
         memory: dict[int, Memory] | None = None,
         slot: Int[Array, ""] | None = None,
         packing: Packing | None = None,
-        tap: Tap | None = None,
+        tap: Tap | Sequence[Tap] | None = None,
         trace: Collection[str] = (),
         trace_at: Int[Array, "N M"] | None = None,
         keep_memory: bool = False,
@@ -183,22 +183,24 @@ class Decoder(nnx.Module):
         Keys are those of `memory` (per layer), then the T given tokens; with `slot` these take the place of
         the memory's tokens from there on, and K is the memory's size. With `packing` the hidden states are packed,
         and only attention sees rows; neither tap nor trace is known there. `trace` names what to keep ("key",
-        "mlp", "residual"), at the M tokens `trace_at` of every row, or at all. Returns the hidden states after
-        the last layer, the trace, and with `keep_memory` each layer's attention keys and values.
+        "mlp", "residual", "attention"), at the M tokens `trace_at` of every row, or at all. Returns the hidden
+        states after the last layer, the trace, and with `keep_memory` each layer's attention keys and values.
         """
         angles = rotary_angles(self.config, position)
-        kept, traced = {}, Trace({}, {}, {})
+        kept, traced = {}, Trace({}, {}, {}, {})
+        taps = [tap] if isinstance(tap, Tap) else list(tap or ())
         for index in layers:
             block = self.layers[index]
             earlier = None if memory is None else memory[index]
             attended, seen = block.attention(block.attention_norm(h), angles, mask, earlier, slot, packing)
+            attended = tapped(attended, taps, index, "attention")
             h = h + attended
             key = block.mlp.key(block.mlp_norm(h))
-            output = tapped(block.mlp.down(key), tap, index, "mlp")
-            h = tapped(h + output, tap, index, "block")
+            output = tapped(block.mlp.down(key), taps, index, "mlp")
+            h = tapped(h + output, taps, index, "block")
             if keep_memory:
                 kept[index] = seen
-            for name, vectors in (("key", key), ("mlp", output), ("residual", h)):
+            for name, vectors in (("key", key), ("mlp", output), ("residual", h), ("attention", attended)):
                 if name in trace:
                     getattr(traced, name)[index] = pick(vectors, trace_at)
         return h, traced, kept
@@ -236,11 +238,12 @@ def extended(
     return jax.lax.dynamic_update_slice_in_dim(memory, new, slot, axis=1)
 
 
-def tapped(x: Float[Array, "N T d"], tap: Tap | None, layer: int, site: str) -> Float[Array, "N T d"]:
-    """Adds the tap's vector where layer and site are the tap's."""
-    if tap is None or (tap.layer, tap.site) != (layer, site):
-        return x
-    return x.at[jnp.arange(x.shape[0]), tap.at].add(tap.vector.astype(x.dtype))
+def tapped(x: Float[Array, "N T d"], taps: Sequence[Tap], layer: int, site: str) -> Float[Array, "N T d"]:
+    """Adds the vectors of the taps whose layer and site these are."""
+    for tap in taps:
+        if (tap.layer, tap.site) == (layer, site):
+            x = x.at[jnp.arange(x.shape[0]), tap.at].add(tap.vector.astype(x.dtype))
+    return x
 
 
 def pick(x: Float[Array, "N T d"], at: Int[Array, "N M"] | None) -> Float[Array, "N M d"]:

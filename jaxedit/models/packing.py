@@ -35,7 +35,8 @@ def pack(x: Float[Array, "*N d"], packing: Packing) -> Float[Array, "M d"]:
 @jax.custom_vjp
 def unpack(x: Float[Array, "M d"], packing: Packing) -> Float[Array, "*N d"]:
     """The vectors back where they belong; zero where a token is not valid. Transpose of `pack`."""
-    return jnp.where(packing.valid[..., None], x[packing.place], 0)
+    placed = x[packing.place]
+    return jnp.where(packing.valid[..., None], placed, jnp.zeros_like(placed))
 
 
 # Each is the other's transpose, a gather: differentiated as they stand they would become scatters, which are slow.

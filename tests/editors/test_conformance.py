@@ -1,7 +1,7 @@
 """What every editor of the table must do, whatever it computes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -10,17 +10,31 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
+from jaxedit.data import Fact
 from jaxedit.editors import METHODS, Settings
 from jaxedit.editors.registry import Method
 from jaxedit.trajectory.run import Chunk, chunk_function, replayed, stack
 from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests
-from tests.cases import FACTS, Case, relative, same_bits
+from tests.cases import Case, relative, same_bits
 
 CLOSED = Settings(steps=3, learning_rate=0.1, weight_decay=0.01, lam=0.5, stop_loss=0.0)
 GRADIENT = Settings(steps=3, learning_rate=1e-3, stop_loss=0.0)
 SPARE = 2  # a layer whose matrix is a float32 master too, but no editor's here
 CONTEXTS = ("", "Because of it", "I")
 BATCHES = ((0, 1), (2, 3), (4, 0))
+# The shortest requests there are: every row compiles several programs, and longer ones only make them larger.
+SHORT = tuple(
+    Fact(id=f"short-{i}", subject=subject, prompt=prompt, target_new=target, target_true="town")
+    for i, (prompt, subject, target) in enumerate(
+        (
+            ("The city of Lyon", "Lyon", "Rome"),
+            ("The capital is Paris", "Paris", "Italy"),
+            ("The mother tongue of Danielle Darrieux", "Danielle Darrieux", "English"),
+            ("What is the Eiffel Tower", "Eiffel Tower", "fine"),
+            ("What plays the famous pianist Étienne Brûlé", "Étienne Brûlé", "jazz"),
+        )
+    )
+)
 Updated = tuple[Params, Any, EditInfo]
 
 
@@ -49,7 +63,10 @@ class Row:
 @pytest.fixture(scope="module", params=METHODS)
 def row(request: pytest.FixtureRequest, gpt2: Case) -> Row:
     method = METHODS[request.param]
-    config = method.configure(gpt2.model.config, CLOSED if method.needs_moments else GRADIENT)
+    settings = CLOSED if method.needs_moments else GRADIENT
+    if getattr(method.configure(gpt2.model.config), "lam", None) == 0:
+        settings = replace(settings, lam=None)  # of the method's own kind: nothing weighs but the null space
+    config = method.configure(gpt2.model.config, settings)
     editor = method.build(gpt2.model, gpt2.moments, config)
     params, traces = gpt2.params({*config.layers, SPARE}), []
 
@@ -57,7 +74,7 @@ def row(request: pytest.FixtureRequest, gpt2: Case) -> Row:
         traces.append(1)
         return editor.update(params, state, requests)
 
-    whole = gpt2.encode(FACTS, CONTEXTS)
+    whole = gpt2.encode(SHORT, CONTEXTS)
     batches = [jax.tree.map(lambda x: x[jnp.array(batch)], whole) for batch in BATCHES]  # noqa: B023
     return Row(method, gpt2, config, editor, params, editor.init(params), batches, jax.jit(update), traces)
 
@@ -82,7 +99,7 @@ def test_types_and_shapes(row: Row) -> None:
             assert shapes(delta) == LowRank(((d_in, facts), jnp.float32), ((facts, d_out), jnp.float32))
         else:
             assert shapes(delta) == ((d_in, d_out), jnp.float32)
-    assert isinstance(info.delta[row.paths[0]], LowRank) == row.method.needs_moments
+    assert isinstance(info.delta[row.paths[0]], LowRank) != ("dense" in row.method.edits)
     assert info.finite.shape == ()
     assert info.finite.dtype == bool
     assert bool(info.finite)
@@ -111,6 +128,17 @@ def test_state_shares_no_memory_with_the_parameters(row: Row) -> None:
         leaf.delete()
     kept = (row.params, row.case.moments, row.case.checkpoint.params)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept))
+
+
+def test_a_batch_of_padding_is_no_edit(row: Row) -> None:
+    """Also after edits, when a method has something to restore."""
+    params, state, _ = row.first()
+    nothing = row.batches[1]._replace(weight=jnp.zeros_like(row.batches[1].weight))
+    after, kept, info = row.update(params, state, nothing)
+    assert bool(info.finite)
+    assert same_bits(after, params)
+    for mine, before in zip(jax.tree.leaves(kept), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(mine, before, rtol=0, atol=1e-12 * np.abs(before).max())
 
 
 def test_compiled_once_over_a_sequence(row: Row) -> None:

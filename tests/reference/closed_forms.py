@@ -70,3 +70,45 @@ def alphaedit(P: Tensor, K: Tensor, R: Tensor, l2: float, K_p: Tensor | None = N
     P, K, R = P.double(), K.double(), R.double()
     G = K @ K.T if K_p is None else K @ K.T + K_p.double() @ K_p.double().T
     return solve(P @ G + l2 * torch.eye(len(P), dtype=torch.float64, device=P.device), P @ K @ R.T).T
+
+
+def smallest_projector(C0: Tensor, fraction: float) -> Tensor:
+    """P on the share of C0's eigenvectors with the smallest eigenvalues."""
+    _, vectors = eigh(C0.double())
+    small = vectors[:, : round(fraction * len(C0))]
+    return small @ small.T
+
+
+def betaedit(
+    P: Tensor, K: Tensor, R: Tensor, C0: Tensor, lam: float, l2: float, K_p: Tensor | None = None
+) -> Tensor:
+    """Solve (P (K K^T + K_p K_p^T + lam C0) + l2 I) X = P K R^T; the update is X^T."""
+    P, K, R = P.double(), K.double(), R.double()
+    G = K @ K.T + lam * C0.double()
+    G = G if K_p is None else G + K_p.double() @ K_p.double().T
+    return solve(P @ G + l2 * torch.eye(len(P), dtype=torch.float64, device=P.device), P @ K @ R.T).T
+
+
+def without(P: Tensor, K: Tensor) -> Tensor:
+    """EvoEdit: P - Q Q^T, Q the left singular vectors of P K."""
+    left, values, _ = torch.linalg.svd(P.double() @ K.double(), full_matrices=False)
+    Q = left[:, values > 1e-6 * float(K.double().norm(dim=0).max())]
+    return P.double() - Q @ Q.T
+
+
+def lyaplock(
+    W: Tensor,
+    W_0: Tensor,
+    K: Tensor,
+    R: Tensor,
+    C0: Tensor,
+    lam: float,
+    earlier: Sequence[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """With W' = W + D, the argmin over D of
+    ||W' K - (W K + R)||^2 + sum ||W' K_p - V_p||^2 + lam tr((W' - W_0) C0 (W' - W_0)^T)."""
+    W, C0 = W.double(), lam * C0.double()
+    left, A = (W @ K.double() + R.double()) @ K.double().T + W_0.double() @ C0, K.double() @ K.double().T + C0
+    for K_p, V_p in earlier:
+        left, A = left + V_p.double() @ K_p.double().T, A + K_p.double() @ K_p.double().T
+    return solve(A, left.T).T - W

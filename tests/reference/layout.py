@@ -16,12 +16,13 @@ class Layout(NamedTuple):
     mlp: str
     down: str
     in_out: bool
+    attention: str = "self_attn"
 
 
 LAYOUTS = {
-    "gpt2": Layout("transformer.h", "mlp", "c_proj", in_out=True),
-    "gptj": Layout("transformer.h", "mlp", "fc_out", in_out=False),
-    "gpt_neox": Layout("gpt_neox.layers", "mlp", "dense_4h_to_h", in_out=False),
+    "gpt2": Layout("transformer.h", "mlp", "c_proj", in_out=True, attention="attn"),
+    "gptj": Layout("transformer.h", "mlp", "fc_out", in_out=False, attention="attn"),
+    "gpt_neox": Layout("gpt_neox.layers", "mlp", "dense_4h_to_h", in_out=False, attention="attention"),
     "llama": Layout("model.layers", "mlp", "down_proj", in_out=False),
     "mistral": Layout("model.layers", "mlp", "down_proj", in_out=False),
     "qwen2": Layout("model.layers", "mlp", "down_proj", in_out=False),
@@ -42,6 +43,11 @@ def block(model: PreTrainedModel, layer: int) -> nn.Module:
 def mlp(model: PreTrainedModel, layer: int) -> nn.Module:
     """The MLP of one block."""
     return block(model, layer).get_submodule(layout_of(model).mlp)
+
+
+def attention(model: PreTrainedModel, layer: int) -> nn.Module:
+    """The attention of one block, output projection included."""
+    return block(model, layer).get_submodule(layout_of(model).attention)
 
 
 def down(model: PreTrainedModel, layer: int) -> nn.Module:
