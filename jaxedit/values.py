@@ -233,14 +233,16 @@ def placed(
         return lambda delta: split.tail_out.at[:, 0].add(
             jnp.repeat(delta, n_rows, axis=0).astype(split.tail_out.dtype)
         )
-    around = {"position": rows.tail_position, "mask": rows.tail_mask, "memory": split.memory}
-    before, _, _ = decoder.run(split.tail_in, range(min(split.trace.key), layer), **around)
+    at, mask, memory = rows.tail_position, rows.tail_mask, split.memory
+    below = range(min(split.trace.key), layer)
+    before, _, _ = decoder.run(split.tail_in, below, position=at, mask=mask, memory=memory)
     first_token = jnp.zeros((before.shape[0],), jnp.int32)
 
     def rerun(delta: Float[Array, "B 2 d_model"]) -> Float[Array, "N S d_model"]:
         both = jnp.repeat(delta, n_rows, axis=0)
         taps = [Tap(layer, name, both[:, i], first_token) for i, name in enumerate(("attention", "mlp"))]
-        return decoder.run(before, range(layer, layer + 1), **around, tap=taps)[0]
+        here = range(layer, layer + 1)
+        return decoder.run(before, here, position=at, mask=mask, memory=memory, tap=taps)[0]
 
     return rerun
 
