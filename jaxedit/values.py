@@ -5,6 +5,7 @@ most-probable early stopping (Gupta et al. 2025, arXiv 2502.01636) and PMET's pa
 arXiv 2308.08742) as options.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -209,14 +210,16 @@ def placed(
         return lambda delta: start.at[at_lookup].add(
             jnp.repeat(delta, n_rows // delta.shape[0], axis=0).astype(start.dtype)
         )
-    around = {"position": rows.tail_position, "mask": rows.tail_mask, "memory": split.memory}
-    before, _, _ = decoder.run(split.tail_in, range(min(split.trace.key), layer), **around)
+    run = functools.partial(
+        decoder.run, position=rows.tail_position, mask=rows.tail_mask, memory=split.memory
+    )
+    before, _, _ = run(split.tail_in, range(min(split.trace.key), layer))
     first_token = jnp.zeros((n_rows,), jnp.int32)
 
     def rerun(delta: Float[Array, "B 2 d_model"]) -> Float[Array, "M d_model"]:
         both = jnp.repeat(delta, n_rows // delta.shape[0], axis=0)
         taps = [Tap(layer, name, both[:, i], first_token) for i, name in enumerate(("attention", "mlp"))]
-        return pack(decoder.run(before, range(layer, layer + 1), **around, tap=taps)[0], tokens)
+        return pack(run(before, range(layer, layer + 1), tap=taps)[0], tokens)
 
     return rerun
 

@@ -57,13 +57,18 @@ def ours(case: Case, config: ValueConfig, requests: Requests | None = None) -> V
 
 
 @functools.cache
-def theirs(case: Case, config: ValueConfig, facts: tuple[Fact, ...] = FACTS) -> list[Value]:
+def theirs(
+    case: Case,
+    config: ValueConfig,
+    facts: tuple[Fact, ...] = FACTS,
+    contexts: tuple[str, ...] = TINY_CONTEXTS,
+) -> list[Value]:
     return [
         optimise_value(
             case.oracle,
             case.checkpoint.tokenizer,
             fact,
-            TINY_CONTEXTS,
+            contexts,
             LAYER,
             site=config.site,
             lr=config.learning_rate,
@@ -250,12 +255,31 @@ def test_pair_of_vectors_is_the_oracles(case: Case) -> None:
         assert np.asarray(found.losses[:, i]) == pytest.approx(value.losses, rel=1e-3)
 
 
-@pytest.mark.parametrize("patience", [1, 3])
-def test_most_probable_early_stopping_is_the_oracles(case: Case, patience: int) -> None:
-    """Facts of one and of several target tokens, each at its own step."""
-    config = replace(CONFIG, learning_rate=0.3, patience=patience)
-    found, expected = ours(case, config), theirs(case, config)
-    assert any(value.updates < config.steps - 1 for value in expected), "no fact stops early"
+# Facts that a tiny random model can be made to answer: the subject ends the prompt, targets of one and two tokens.
+REACHABLE = tuple(
+    Fact(id=f"reach-{i}", subject=subject, prompt=prompt, target_new=target, target_true="jazz")
+    for i, (prompt, subject, target) in enumerate(
+        (
+            ("The city of Lyon", "Lyon", "Rome"),
+            ("The capital is Paris", "Paris", "town"),
+            ("The city of Lyon", "Lyon", "town E"),
+            ("The city of Lyon", "Lyon", "RomeThe"),
+            ("The capital is Paris", "Paris", "RomeU"),
+        )
+    )
+)
+
+
+def test_most_probable_early_stopping_is_the_oracles(case: Case) -> None:
+    """Facts of one and of two target tokens, each at its own step; some never."""
+    config = replace(CONFIG, learning_rate=0.3, clamp=20.0, kl=0.0, weight_decay=0.0, patience=2)
+    contexts = TINY_CONTEXTS[:2]
+    expected = theirs(case, config, REACHABLE, contexts)
+    found = ours(case, config, case.encode(REACHABLE, contexts))
+    early = [value.updates < config.steps - 1 for value in expected]
+    assert any(early[:2])
+    assert any(early[2:])
+    assert not all(early)
     for i, value in enumerate(expected):
         assert int(found.updates[i]) == value.updates
         assert relative(found.target[i], value.z) <= 1e-3

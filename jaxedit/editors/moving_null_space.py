@@ -30,7 +30,7 @@ class Moving(NamedTuple):
     inverse: Float[Array, "d_k d_k"]  # float64
     moment: Float[Array, "d_k d_k"]  # C0
     gram: Float[Array, "d_k d_k"]  # K_p K_p^T, float64
-    count: Int[Array, ""]  # how many keys are in it
+    edits: Int[Array, ""]  # how many keys are in it
     refreshed: Int[Array, ""]  # how many were when the null space was taken
 
 
@@ -100,7 +100,7 @@ def moving_null_space(config: MovingConfig) -> Solver:
         with jax.enable_x64(True):
             exact = double(keys)
             gram = state.gram + jnp.matmul(exact.T, exact, precision="highest")
-            count = state.count + weight.sum().astype(jnp.int32)
+            count = state.edits + weight.sum().astype(jnp.int32)
             due = count - state.refreshed >= config.refresh
             inverse = jax.lax.cond(
                 due,

@@ -236,7 +236,7 @@ def test_null_space_moves_with_the_edits_when_it_is_due() -> None:
         moved = refresh <= 8  # two batches of four
         assert (reach < 1e-2) == moved
         assert rank_of(run.state, config) == HALF
-        assert int(run.state.count) == 8
+        assert int(run.state.edits) == 8
         assert int(run.state.refreshed) == (8 if moved else 0)
 
 
