@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -13,7 +13,7 @@ from jaxedit.linalg import dense, frobenius, safe_norm
 from jaxedit.lookup import Lead, bare_rows, lead_of, rows_of, split_pass
 from jaxedit.models.decoder import Decoder
 from jaxedit.models.model import Model
-from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests, Trace
+from jaxedit.types import Delta, EditInfo, Editor, Params, Requests, Rewrite, Site, Solved, Trace
 from jaxedit.values import ValueConfig, optimise_values
 
 State = dict[str, Preservation]
@@ -57,12 +57,14 @@ def locate_and_edit(
     def init(params: Params) -> State:
         return {path: preservation(moments[layer], config.lam, config.lam_n) for layer, path in paths.items()}
 
-    def update(params: Params, state: State, requests: Requests) -> tuple[Params, State, EditInfo]:
+    def layerwise(
+        params: Params, state: State, requests: Requests, rewrite: Rewrite, carry: Any
+    ) -> tuple[Params, State, EditInfo, Any]:
         rows = rows_of(requests)
         split = split_pass(model.bind(params), rows, config.layers[0], config.layers[-1])
         values = optimise_values(model.bind(params), requests, rows, split, config.layers[-1], config.values)
         edited, memories = dict(params.edited), dict(state)
-        deltas: dict[str, LowRank | Array] = {}
+        deltas: dict[str, Delta] = {}
         metrics: dict[str, Array] = {}
         lead = lead_of(rows, split)
         keys = {
@@ -74,8 +76,9 @@ def locate_and_edit(
                 decoder = model.bind(Params(edited, params.frozen))
                 lead, keys[layer], now = next_layer(decoder, lead, requests, config, done)
             residual = (values.target - now) / (len(paths) - done)
-            delta, memories[path] = _write(state[path], keys[layer], residual, requests.weight, config)
-            deltas[path], edited[path] = delta, edited[path] + dense(delta)
+            solved, memories[path] = _write(state[path], keys[layer], residual, requests.weight, config)
+            deltas[path], carry = rewrite(Site(path, edited[path], solved), solved.delta, carry)
+            edited[path] = edited[path] + dense(deltas[path])
             metrics[f"key_norm/{layer}"] = safe_norm(keys[layer].mean)
             metrics[f"residual_norm/{layer}"] = safe_norm(residual)
         metrics |= {
@@ -85,14 +88,17 @@ def locate_and_edit(
             "origin_norm": safe_norm(values.origin),
         }
         finite = jnp.stack([jnp.isfinite(frobenius(edited[path])) for path in paths.values()]).all()
-        return Params(edited, params.frozen), memories, EditInfo(deltas, metrics, finite)
+        return Params(edited, params.frozen), memories, EditInfo(deltas, metrics, finite), carry
 
-    return Editor(init, update)
+    def update(params: Params, state: State, requests: Requests) -> tuple[Params, State, EditInfo]:
+        return layerwise(params, state, requests, lambda site, delta, carry: (delta, carry), None)[:3]
+
+    return Editor(init, update, layerwise)
 
 
 def _write(
     kept: Preservation, keys: Keys, residual: Array, weight: Array, config: LocateConfig
-) -> tuple[LowRank, Preservation]:
+) -> tuple[Solved, Preservation]:
     real = weight[:, None]
     mean, query = keys.mean * real, (keys.bare if config.query == "bare" else keys.mean) * real
     solved = solve(kept, mean)
@@ -100,7 +106,7 @@ def _write(
     if config.single_ridge is not None:
         ridge = jnp.where(weight.sum() > 1, config.ridge, config.single_ridge)
     delta = write(solved, query, residual * real, ridge, weight)
-    return delta, remember(kept, mean, solved) if config.memory else kept
+    return Solved(query, delta), remember(kept, mean, solved) if config.memory else kept
 
 
 def mean_keys(traced: Float[Array, "N 1 d_k"], requests: Requests, how: str) -> Keys:
