@@ -75,10 +75,11 @@ Delta: TypeAlias = LowRank | Float[Array, "in out"]
 
 
 class Solved(NamedTuple):
-    """A closed form's change of one matrix as it was solved, and where; rows of padding facts are zero."""
+    """What a closed form wanted of one matrix, and its solution; rows of padding facts are zero."""
 
-    keys: Float[Array, "n in"]  # at which the residuals were measured
-    delta: LowRank  # right: the residuals [n, out] to write there
+    keys: Float[Array, "n in"]
+    residual: Float[Array, "n out"]  # to be added to what the matrix gives at the keys
+    delta: Delta
 
 
 class Site(NamedTuple):

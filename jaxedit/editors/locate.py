@@ -106,7 +106,7 @@ def _write(
     if config.single_ridge is not None:
         ridge = jnp.where(weight.sum() > 1, config.ridge, config.single_ridge)
     delta = write(solved, query, residual * real, ridge, weight)
-    return Solved(query, delta), remember(kept, mean, solved) if config.memory else kept
+    return Solved(query, residual * real, delta), remember(kept, mean, solved) if config.memory else kept
 
 
 def mean_keys(traced: Float[Array, "N 1 d_k"], requests: Requests, how: str) -> Keys:

@@ -33,7 +33,9 @@ def test_prune_restrains_only_what_exceeds(problem: Problem, base: float) -> Non
     s = s / s[0] * 5 * limit
     change = transforms.prune(problem.W + U @ torch.diag(s) @ Vt, problem.W, base) - problem.W
     expected = [math.log(x / limit) / math.log(base) + limit if x > limit else float(x) for x in s]
-    assert_close(torch.linalg.svdvals(change), torch.tensor(sorted(expected, reverse=True)).double())
+    assert_close(
+        torch.linalg.svdvals(change), torch.tensor(sorted(expected, reverse=True), dtype=torch.float64)
+    )
 
 
 def test_revive_leaves_the_dominant_directions_and_all_of_the_null_space(problem: Problem) -> None:

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxedit.editors.transforms.transform import Transform
+from jaxedit.errors import ConfigError
 from jaxedit.linalg import dense
-from jaxedit.types import Delta, Site, State
+from jaxedit.types import Delta, LowRank, Site, State
 
 
 class Compensated(NamedTuple):
@@ -35,9 +36,8 @@ def compensate(transform: Transform) -> Transform:
     def apply(delta: Delta, state: Compensated, site: Site) -> tuple[Delta, Compensated]:
         full = dense(delta) - state.gap
         if site.solved is not None:
-            keys, (left, _) = site.solved
-            unseen = jnp.matmul(keys, state.gap, precision="highest")
-            full = full + jnp.matmul(left, unseen, precision="highest")
+            unseen = jnp.matmul(site.solved.keys, state.gap, precision="highest")
+            full = full + jnp.matmul(_solution(site).left, unseen, precision="highest")
         changed, inner = transform.apply(full, state.inner, site)
         return changed, Compensated(dense(changed) - full, inner)
 
@@ -45,3 +45,11 @@ def compensate(transform: Transform) -> Transform:
         return transform.finalize(weight, state.inner)
 
     return Transform(init, apply, finalize, transform.needs_keys)
+
+
+def _solution(site: Site) -> LowRank:
+    if site.solved is None or not isinstance(site.solved.delta, LowRank):
+        raise ConfigError(
+            f"compensation of {site.path} needs an update in factors, this editor's is dense: leave it out"
+        )
+    return site.solved.delta

@@ -25,7 +25,7 @@ def mose(moments: Mapping[str, Float[Array, "in in"]], lam: float = 1.0) -> Tran
         return jnp.copy(moment_of(moments, path))
 
     def apply(delta: Delta, moment: Array, site: Site) -> tuple[Delta, Array]:
-        keys, (_, residual) = site.solved  # type: ignore[misc]
+        keys, residual, _ = site.solved  # type: ignore[misc]
         with jax.enable_x64(True):
             rotation = procrustes(site.weight, keys, residual, moment, lam)
             weight = double(site.weight)

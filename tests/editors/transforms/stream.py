@@ -78,7 +78,7 @@ def ridge(stream: Stream, lam: float = 1.0, memory: bool = True) -> Editor:
         residual = stream.values[step] * real - jnp.matmul(keys, weight, precision="highest")
         solved = solve(kept, keys)
         delta = write(solved, keys, residual, 1.0, requests.weight)
-        written, carry = rewrite(Site(PATH, weight, Solved(keys, delta)), delta, carry)
+        written, carry = rewrite(Site(PATH, weight, Solved(keys, residual, delta)), delta, carry)
         weight = weight + dense(written)
         kept = remember(kept, keys, solved) if memory else kept
         info = EditInfo({PATH: written}, {}, jnp.isfinite(frobenius(weight)))

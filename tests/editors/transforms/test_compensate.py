@@ -126,7 +126,7 @@ def test_without_keys_it_is_error_feedback(stream: Stream) -> None:
 def test_a_restraint_at_the_end_passes_through(stream: Stream) -> None:
     final = []
     for transform in (prune(), compensate(prune())):
-        editor = chain(given(stream.dense_updates), transform)
+        editor = chain(given(3.0 * stream.dense_updates), transform)
         params, state, _ = sequence(editor, stream)[-1]
         final.append(jax.jit(editor.finalize)(params, state).edited[PATH])
         assert not same_bits(final[-1], params.edited[PATH])

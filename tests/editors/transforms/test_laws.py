@@ -115,7 +115,7 @@ def test_rows_of_padding_facts_change_nothing(stream: Stream, text: str) -> None
     keys = (stream.keys[0], jnp.pad(stream.keys[0], ((0, 2), (0, 0))))
     found = []
     for one, k in zip((delta, padded), keys, strict=True):
-        site = Site(PATH, stream.weight, Solved(k, one))
+        site = Site(PATH, stream.weight, Solved(k, one.right, one))
         changed, _ = transform.apply(one, transform.init(PATH, stream.weight), site)
         found.append(np.asarray(dense(changed)))
     assert relative(found[1], found[0]) <= EXACT
@@ -136,7 +136,8 @@ def test_no_product_is_below_highest_precision_and_decompositions_are_in_float64
     stream: Stream, text: str
 ) -> None:
     transform, delta = built(text, stream), stream.dense_updates[0]
-    solved = Solved(stream.keys[0], LowRank(stream.updates.left[0], stream.updates.right[0]))
+    factors = LowRank(stream.updates.left[0], stream.updates.right[0])
+    solved = Solved(stream.keys[0], factors.right, factors)
 
     def whole(weight: jax.Array) -> jax.Array:
         state = transform.init(PATH, weight)
@@ -206,14 +207,14 @@ def test_scaling_is_linear(stream: Stream) -> None:
 
 def test_norm_clip_bounds_every_update_and_passes_small_ones_to_the_bit(stream: Stream) -> None:
     sizes = np.linalg.norm(np.asarray(stream.dense_updates), axis=(1, 2))
-    bound = float(np.median(sizes))
+    bound = 1.001 * float(np.median(sizes))
     for updates in (stream.updates, stream.dense_updates):
         bare = sequence(given(updates), stream)
         found = sequence(chain(given(updates), clip_norm(bound)), stream)
         for size, (_, _, info), (_, _, proposed) in zip(sizes, found, bare, strict=True):
             norm = np.linalg.norm(np.asarray(dense(info.delta[PATH]), np.float64))
             assert norm == pytest.approx(min(size, bound), rel=1e-5)
-            assert same_bits(info.delta, proposed.delta) == (size <= bound * (1 + 1e-6))
+            assert same_bits(info.delta, proposed.delta) == (size <= bound)
 
 
 def test_revive_leaves_the_dominant_directions_as_they_are(stream: Stream) -> None:
@@ -304,7 +305,8 @@ def test_mose_keeps_the_spectrum_and_brings_values_nearer(stream: Stream) -> Non
 
 
 def test_prune_leaves_updates_alone_and_restrains_their_total_once_at_the_end(stream: Stream) -> None:
-    bare, editor = given(stream.dense_updates), chain(given(stream.dense_updates), prune())
+    bare = given(3.0 * stream.dense_updates)
+    editor = chain(bare, prune())
     plain, found = sequence(bare, stream), sequence(editor, stream)
     assert same_bits([x[0] for x in found], [x[0] for x in plain])
     params, state, _ = found[-1]
@@ -366,8 +368,8 @@ def test_a_broken_proposal_is_told_whatever_became_of_it(stream: Stream, text: s
 
 def test_a_whole_sequence_in_one_scan_is_the_updates_one_by_one(stream: Stream) -> None:
     """Every transform that needs no keys, in one chain."""
-    texts = [text for name, text in EXAMPLES.items() if not TRANSFORMS[name].paper.endswith("07873")]
-    editor = chain(given(stream.dense_updates), *(built(text, stream) for text in texts))
+    transforms = [built(text, stream) for text in every()]
+    editor = chain(given(stream.dense_updates), *(one for one in transforms if not one.needs_keys))
 
     @jax.jit
     def scanned(params: Params):  # type: ignore[no-untyped-def]

@@ -34,7 +34,8 @@ def moved(stream: Stream) -> jax.Array:
 def applied(transform: Transform, stream: Stream, delta: Delta) -> torch.Tensor:
     """[d_v, d_k], the state made on the unedited matrix, the update on another."""
     state = transform.init(PATH, stream.weight)
-    solved = Solved(stream.keys[0], LowRank(stream.updates.left[0], stream.updates.right[0]))
+    factors = LowRank(stream.updates.left[0], stream.updates.right[0])
+    solved = Solved(stream.keys[0], factors.right, factors)
     changed, _ = transform.apply(delta, state, Site(PATH, moved(stream), solved))
     return columns(dense(changed))
 
