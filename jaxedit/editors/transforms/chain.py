@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from jaxedit.editors.transforms.spectrum import update_norm
 from jaxedit.editors.transforms.transform import Transform, compose
 from jaxedit.errors import ConfigError
 from jaxedit.linalg import dense, frobenius
@@ -48,7 +49,7 @@ def chain(editor: Editor, *transforms: Transform) -> Editor:
 
         def transformed(site: Site, delta: Delta, carry: Any) -> tuple[Delta, Any]:
             states, norms, outer = carry
-            norms = norms | {f"proposed_norm/{site.path}": frobenius(dense(delta))}
+            norms = norms | {f"proposed_norm/{site.path}": update_norm(delta)}
             delta, own = _apply(whole, delta, states[site.path], site, active)
             delta, outer = rewrite(site, delta, outer)
             return delta, (states | {site.path: own}, norms, outer)
@@ -99,8 +100,14 @@ def finished(editor: Editor):
 def _apply(
     transform: Transform, delta: Delta, state: State, site: Site, active: Bool[Array, ""]
 ) -> tuple[Delta, State]:
-    """The transform where there is a fact to write; else no change, and the state as it was."""
+    """The transform where there is a fact to write; else no change, and the state as it was.
+
+    What the transform hands back as it came needs no choice, which leaves the compiled update as it was too.
+    """
     changed, after = transform.apply(delta, state, site)
     with jax.enable_x64(True):  # states may be float64
-        changed = jax.tree.map(lambda x: jnp.where(active, x, jnp.zeros_like(x)), changed)
-        return changed, jax.tree.map(lambda new, old: jnp.where(active, new, old), after, state)
+        if changed is not delta:
+            changed = jax.tree.map(lambda x: jnp.where(active, x, jnp.zeros_like(x)), changed)
+        return changed, jax.tree.map(
+            lambda new, old: new if new is old else jnp.where(active, new, old), after, state
+        )

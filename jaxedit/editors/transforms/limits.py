@@ -4,9 +4,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxedit.editors.transforms.spectrum import rebuilt, singular, singular_values, step_to, target
+from jaxedit.editors.transforms.spectrum import (
+    rebuilt,
+    singular,
+    singular_values,
+    step_to,
+    target,
+    update_norm,
+)
 from jaxedit.editors.transforms.transform import Transform, stateless
-from jaxedit.linalg import dense, double, frobenius
+from jaxedit.linalg import dense, double
 from jaxedit.types import Delta, LowRank, Site
 
 
@@ -24,7 +31,7 @@ def clip_norm(bound: float) -> Transform:
     """Shrinks an update to ||Delta||_F <= bound; smaller ones pass untouched."""
 
     def change(delta: Delta, site: Site) -> Delta:
-        norm = frobenius(dense(delta))
+        norm = update_norm(delta)
         return times(delta, jnp.where(norm > bound, bound / norm, 1.0))
 
     return stateless(change)

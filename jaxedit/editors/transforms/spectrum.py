@@ -1,4 +1,4 @@
-"""Singular values and subspaces in float64."""
+"""Singular values, subspaces and norms in float64."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxedit.linalg import dense, double
-from jaxedit.types import Delta
+from jaxedit.linalg import dense, double, frobenius
+from jaxedit.types import Delta, LowRank
 
 
 class Singular(NamedTuple):
@@ -53,3 +53,13 @@ def step_to(goal: Float[Array, "in out"], weight: Float[Array, "in out"]) -> Flo
     """The float32 update that takes the weight to a float64 goal."""
     with jax.enable_x64(True):
         return (goal - double(weight)).astype(jnp.float32)
+
+
+def update_norm(delta: Delta) -> Float[Array, ""]:
+    """||Delta||_F, float32; of factors by their Gram matrices, so that the product is never made."""
+    if not isinstance(delta, LowRank):
+        return frobenius(delta)
+    with jax.enable_x64(True):
+        left, right = double(delta.left), double(delta.right)
+        grams = jnp.matmul(left.T, left, precision="highest"), jnp.matmul(right, right.T, precision="highest")
+        return jnp.sqrt(jnp.maximum(jnp.sum(grams[0] * grams[1]), 0.0)).astype(jnp.float32)

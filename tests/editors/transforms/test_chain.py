@@ -16,15 +16,13 @@ from jaxedit.editors.locate import LocateConfig, locate_and_edit
 from jaxedit.editors.memit import memit_config
 from jaxedit.editors.rome import r_rome_config
 from jaxedit.editors.transforms import (
+    Transform,
     build_transforms,
     chain,
-    clip_norm,
     identity,
     mose,
     prune,
-    rect,
     revive,
-    spectrum_lock,
     sphere,
 )
 from jaxedit.errors import ConfigError
@@ -76,9 +74,9 @@ def once(editor: Editor, params: Params, requests: Requests) -> tuple[Params, An
     return jax.jit(editor.update)(params, editor.init(params), requests)
 
 
-@pytest.mark.parametrize("name", ["memit", "r-rome", "ft"])
-def test_identity_changes_no_bit(gpt2: Case, name: str) -> None:
-    editor, layers = editor_of(gpt2, name)
+def test_identity_changes_no_bit(gpt2: Case) -> None:
+    """Of an editor whose matrices are not, to the bit, the old ones plus the delta."""
+    editor, layers = editor_of(gpt2, "ft")
     params, requests = gpt2.params(layers), batch(gpt2, BATCHES[0])
     bare_params, bare_state, bare = once(editor, params, requests)
     same_params, same_state, same = once(chain(editor, identity()), params, requests)
@@ -91,13 +89,17 @@ def test_identity_changes_no_bit(gpt2: Case, name: str) -> None:
         assert float(same.metrics[f"proposed_norm/{path}"]) == pytest.approx(norm, rel=1e-5)
 
 
-LONG = ("compensate:rect:0.5", "sphere", "clip-norm:0.5", "spectral-cap", "spectrum-lock", "prune")
+CHAINS = {
+    "memit": ("compensate:rect:0.5", "sphere", "clip-norm:0.5", "spectral-cap", "spectrum-lock", "prune"),
+    "r-rome": ("mose:0.1", "null-space", "revive:0.5", "norm-lock", "spectrum-lock"),
+    "ft": ("compensate:rect:0.5", "sphere", "clip-norm:0.5", "spectral-cap", "spectrum-lock", "prune"),
+}
 
 
-@pytest.mark.parametrize("name", ["memit", "r-rome", "ft"])
+@pytest.mark.parametrize("name", CHAINS)
 def test_a_long_chain_runs_in_the_driver_compiles_once_and_repeats_bit_by_bit(gpt2: Case, name: str) -> None:
     editor, layers = editor_of(gpt2, name)
-    editor = chain(editor, *build_transforms(LONG, gpt2.model, gpt2.moments))
+    editor = chain(editor, *build_transforms(CHAINS[name], gpt2.model, gpt2.moments))
     params = gpt2.params(layers)
     nothing = batch(gpt2, [], 3)
     requests = [batch(gpt2, facts) for facts in BATCHES]
@@ -126,39 +128,19 @@ def test_a_long_chain_runs_in_the_driver_compiles_once_and_repeats_bit_by_bit(gp
     assert sorted(final.edited) == sorted(edited)
 
 
-def test_separable_transforms_keep_memits_updates_low_rank(gpt2: Case) -> None:
-    editor, layers = editor_of(gpt2, "memit")
-    params = gpt2.params(layers)
-    _, _, info = once(chain(editor, revive(0.5), sphere(), clip_norm(0.1)), params, batch(gpt2, BATCHES[0]))
-    for path, delta in info.delta.items():
-        assert isinstance(delta, LowRank)
-        assert delta.left.shape == (params.edited[path].shape[0], 3)
-
-
-def test_padding_a_batch_changes_no_result(gpt2: Case) -> None:
-    editor, layers = editor_of(gpt2, "memit")
-    editor, params = chain(editor, sphere(), spectrum_lock()), gpt2.params(layers)
-    (_, _, few), (_, _, padded) = (once(editor, params, batch(gpt2, [0, 1], size)) for size in (2, 3))
-    for path, delta in few.delta.items():
-        assert relative(padded.delta[path], delta) <= 1e-5
-
-
-POSTS: dict[str, tuple[Callable[[], Any], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]] = {
-    "sphere": (lambda: sphere(0.8, 0.5), lambda D, W: oracle.sphere(D, W, 0.8, 0.5)),
-    "revive": (lambda: revive(0.5), lambda D, W: oracle.revive(D, W, 0.5)),
-    "clip": (lambda: clip_norm(0.05), lambda D, W: D * min(1.0, 0.05 / float(D.norm()))),
+POSTS: dict[str, tuple[Transform, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]] = {
+    "gpt2": (sphere(0.8, 0.5), lambda D, W: oracle.sphere(D, W, 0.8, 0.5)),
+    "llama": (revive(0.5), lambda D, W: oracle.revive(D, W, 0.5)),
 }
 
 
-@pytest.mark.parametrize("name", POSTS)
-def test_memits_next_layer_is_solved_on_what_was_written(case: Case, name: str) -> None:
+def test_memits_next_layer_is_solved_on_what_was_written(case: Case) -> None:
     """Parity over a span of layers with the oracle, which transforms each layer before it solves the next."""
-    ours, theirs = POSTS[name]
+    ours, theirs = POSTS[case.name]
     config = tuned(memit_config(case.span, LAM))
-    editor, params = locate_and_edit(case.model, case.moments, config), case.params(case.span)
-    _, _, info = once(chain(editor, ours()), params, batch(case, BATCHES[0], contexts=TINY_CONTEXTS))
-    _, _, bare = once(editor, params, batch(case, BATCHES[0], contexts=TINY_CONTEXTS))
-    last = case.span[-1]
+    editor = chain(locate_and_edit(case.model, case.moments, config), ours)
+    params = case.params(case.span)
+    _, _, info = once(editor, params, batch(case, BATCHES[0], contexts=TINY_CONTEXTS))
     with layout.restored(case.oracle, case.span):
         expected = oracle.memit(
             case.oracle,
@@ -172,34 +154,10 @@ def test_memits_next_layer_is_solved_on_what_was_written(case: Case, name: str) 
             theirs,
         )
     for layer, path in case.model.edited_paths(case.span).items():
-        assert relative(dense(info.delta[path]), expected[layer].T) <= 1e-4
-    name_of_last = f"residual_norm/{last}"
-    assert (info.metrics[name_of_last] > bare.metrics[name_of_last] * 1.001).all(), (
-        "it makes up for the first"
-    )
-
-
-def test_editors_of_one_layer_do_the_same_inside_the_loop_and_after_it(gpt2: Case) -> None:
-    editor, layers = editor_of(gpt2, "r-rome")
-    params, requests = gpt2.params(layers), batch(gpt2, [0], 1)
-    inside = once(chain(editor, sphere(), rect(0.4)), params, requests)
-    after = once(chain(editor._replace(layerwise=None), sphere(), rect(0.4)), params, requests)
-    for path, delta in inside[2].delta.items():
-        assert relative(after[2].delta[path], delta) <= 1e-6
-        assert relative(after[0].edited[path], inside[0].edited[path]) <= 1e-7
-
-
-def test_mose_rotates_with_the_keys_and_layers_of_memit(gpt2: Case) -> None:
-    editor, layers = editor_of(gpt2, "memit")
-    (turn,) = build_transforms(["mose:0.1"], gpt2.model, gpt2.moments)
-    params = gpt2.params(layers)
-    after, _, info = once(chain(editor, turn), params, batch(gpt2, BATCHES[0]))
-    assert bool(info.finite)
-    for path, start in params.edited.items():
-        spectrum = np.linalg.svd(np.asarray(start, np.float64), compute_uv=False)
-        found = np.linalg.svd(np.asarray(after.edited[path], np.float64), compute_uv=False)
-        assert np.abs(found - spectrum).max() <= 1e-6 * spectrum[0]
-        assert relative(after.edited[path], start) > 1e-3
+        delta = info.delta[path]
+        assert isinstance(delta, LowRank)
+        assert delta.left.shape == (params.edited[path].shape[0], len(BATCHES[0]))
+        assert relative(dense(delta), expected[layer].T) <= 1e-4
 
 
 def test_a_transform_that_needs_keys_is_refused_where_there_are_none(gpt2: Case) -> None:

@@ -1,5 +1,7 @@
 """What each transform promises, on random matrices over a sequence of updates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ from jaxedit.editors.transforms import (
     scale,
     spectral_cap,
     spectrum_lock,
+    sphere,
 )
 from jaxedit.editors.transforms.rect import most_changed
 from jaxedit.errors import StatisticsError
@@ -32,12 +35,14 @@ from tests.editors.transforms.stream import (
     D_IN,
     D_OUT,
     FACTS,
+    GIVEN,
+    GIVEN_LOW_RANK,
     PATH,
+    RIDGE,
     STEPS,
     Stream,
-    given,
+    compiled,
     requests,
-    ridge,
     sequence,
     weights,
 )
@@ -73,19 +78,16 @@ def built(text: str, stream: Stream) -> Transform:
     return read_transform(text).build(stream.moments)
 
 
-def any_editor(stream: Stream, transform: Transform) -> Editor:
-    """Closed form for transforms that need keys, else an editor of dense updates."""
-    return ridge(stream) if transform.needs_keys else given(stream.dense_updates)
-
-
-def chained(stream: Stream, text: str) -> Editor:
-    transform = built(text, stream)
-    return chain(any_editor(stream, transform), transform)
+@functools.cache
+def chained(text: str) -> Editor:
+    """The transform on the closed form where it needs keys, else on dense updates."""
+    transform = built(text, Stream())
+    return chain(RIDGE if transform.needs_keys else GIVEN, transform)
 
 
 @pytest.mark.parametrize("text", every())
 def test_matrices_are_the_old_ones_plus_the_stated_delta(stream: Stream, text: str) -> None:
-    reached, before = sequence(chained(stream, text), stream), np.asarray(stream.weight, np.float64)
+    reached, before = sequence(chained(text), stream), np.asarray(stream.weight, np.float64)
     for (_, _, info), after in zip(reached, weights(reached), strict=True):
         assert bool(info.finite)
         delta = info.delta[PATH]
@@ -96,8 +98,8 @@ def test_matrices_are_the_old_ones_plus_the_stated_delta(stream: Stream, text: s
 
 @pytest.mark.parametrize("text", every())
 def test_an_update_of_padding_changes_neither_matrices_nor_states(stream: Stream, text: str) -> None:
-    editor = chained(stream, text)
-    update = jax.jit(editor.update)
+    editor = chained(text)
+    update = compiled(editor)
     params, state, _ = update(stream.params, editor.init(stream.params), requests())
     after, later, info = update(params, state, requests((0.0,) * FACTS))
     assert same_bits(after, params)
@@ -157,8 +159,8 @@ def test_separable_transforms_keep_updates_low_rank_and_change_them_as_dense_one
     stream: Stream, name: str
 ) -> None:
     transform = built(EXAMPLES[name], stream)
-    low = sequence(chain(given(stream.updates), transform), stream)
-    full = sequence(chain(given(stream.dense_updates), transform), stream)
+    low = sequence(chain(GIVEN_LOW_RANK, transform), stream)
+    full = sequence(chain(GIVEN, transform), stream)
     for (_, _, info), (_, _, expected) in zip(low, full, strict=True):
         delta = info.delta[PATH]
         assert isinstance(delta, LowRank)
@@ -166,9 +168,8 @@ def test_separable_transforms_keep_updates_low_rank_and_change_them_as_dense_one
         assert relative(dense(delta), expected.delta[PATH]) <= 1e-5
 
 
-@pytest.mark.parametrize("updates", ["updates", "dense_updates"])
-def test_identity_is_the_bare_editor_to_the_bit(stream: Stream, updates: str) -> None:
-    editor = given(getattr(stream, updates))
+@pytest.mark.parametrize("editor", [GIVEN, GIVEN_LOW_RANK, RIDGE], ids=["dense", "low rank", "closed form"])
+def test_identity_is_the_bare_editor_to_the_bit(stream: Stream, editor: Editor) -> None:
     for bare, same in zip(sequence(editor, stream), sequence(chain(editor, identity()), stream), strict=True):
         assert same_bits(same[0], bare[0])
         assert same_bits(same[2].delta, bare[2].delta)
@@ -176,7 +177,7 @@ def test_identity_is_the_bare_editor_to_the_bit(stream: Stream, updates: str) ->
 
 def test_transforms_act_from_left_to_right(stream: Stream) -> None:
     def norm(*transforms: Transform) -> float:
-        (_, _, info), *_ = sequence(chain(given(stream.dense_updates), *transforms), stream, 1)
+        (_, _, info), *_ = sequence(chain(GIVEN, *transforms), stream, 1)
         assert float(info.metrics[f"proposed_norm/{PATH}"]) == pytest.approx(proposed, rel=1e-6)
         return float(jnp.linalg.norm(info.delta[PATH]))
 
@@ -190,13 +191,13 @@ def test_chain_of_a_chain_is_the_chain_of_both(stream: Stream) -> None:
         params, state, _ = sequence(editor, stream)[-1]
         return editor.finalize(params, state)
 
-    for editor in (ridge(stream), given(stream.dense_updates)):
+    for editor in (RIDGE, GIVEN):
         nested = chain(chain(editor, rect(0.4), prune()), scale(0.5))
         assert same_bits(final(nested), final(chain(editor, rect(0.4), prune(), scale(0.5))))
 
 
 def test_scaling_is_linear(stream: Stream) -> None:
-    editor = given(stream.dense_updates)
+    editor = GIVEN
     twice = weights(sequence(chain(editor, scale(0.5), scale(0.5)), stream))
     once = weights(sequence(chain(editor, scale(0.25)), stream))
     plain, start = weights(sequence(editor, stream)), np.asarray(stream.weight, np.float64)
@@ -208,9 +209,8 @@ def test_scaling_is_linear(stream: Stream) -> None:
 def test_norm_clip_bounds_every_update_and_passes_small_ones_to_the_bit(stream: Stream) -> None:
     sizes = np.linalg.norm(np.asarray(stream.dense_updates), axis=(1, 2))
     bound = 1.001 * float(np.median(sizes))
-    for updates in (stream.updates, stream.dense_updates):
-        bare = sequence(given(updates), stream)
-        found = sequence(chain(given(updates), clip_norm(bound)), stream)
+    for editor in (GIVEN, GIVEN_LOW_RANK):
+        bare, found = sequence(editor, stream), sequence(chain(editor, clip_norm(bound)), stream)
         for size, (_, _, info), (_, _, proposed) in zip(sizes, found, bare, strict=True):
             norm = np.linalg.norm(np.asarray(dense(info.delta[PATH]), np.float64))
             assert norm == pytest.approx(min(size, bound), rel=1e-5)
@@ -222,7 +222,7 @@ def test_revive_leaves_the_dominant_directions_as_they_are(stream: Stream) -> No
     U, s, Vt = np.linalg.svd(start)
     k = int(np.searchsorted(np.cumsum(s**2), 0.6 * np.sum(s**2))) + 1
     assert 1 < k < D_OUT
-    for after in weights(sequence(chain(given(stream.updates), revive(0.6)), stream)):
+    for after in weights(sequence(chain(GIVEN_LOW_RANK, revive(0.6)), stream)):
         scale = np.linalg.norm(start)
         assert np.abs(U[:, :k].T @ (after - start)).max() <= EXACT * scale
         assert np.abs((after - start) @ Vt[:k].T).max() <= EXACT * scale
@@ -236,7 +236,7 @@ def test_null_space_leaves_what_the_text_uses_and_asks_for_its_moment(stream: St
     eigenvalues, vectors = np.linalg.eigh(np.asarray(stream.moment, np.float64))
     used = vectors[:, eigenvalues >= 0.02]
     assert 0 < used.shape[1] < D_IN
-    (_, _, info), *_ = sequence(chain(given(stream.updates), null_space(stream.moments)), stream, 1)
+    (_, _, info), *_ = sequence(chain(GIVEN_LOW_RANK, null_space(stream.moments)), stream, 1)
     delta = np.asarray(dense(info.delta[PATH]), np.float64)
     assert np.linalg.norm(used.T @ delta) <= EXACT * np.linalg.norm(delta)
     with pytest.raises(StatisticsError, match=f"no second moment for {PATH}; there are \\['other'\\]"):
@@ -245,8 +245,8 @@ def test_null_space_leaves_what_the_text_uses_and_asks_for_its_moment(stream: St
 
 def test_spectrum_lock_keeps_every_singular_value(stream: Stream) -> None:
     spectrum = np.linalg.svd(np.asarray(stream.weight, np.float64), compute_uv=False)
-    free = weights(sequence(given(stream.dense_updates), stream))
-    locked = weights(sequence(chain(given(stream.dense_updates), spectrum_lock()), stream))
+    free = weights(sequence(GIVEN, stream))
+    locked = weights(sequence(chain(GIVEN, spectrum_lock()), stream))
     for a, b in zip(free, locked, strict=True):
         assert np.abs(np.linalg.svd(a, compute_uv=False) - spectrum).max() > 1e-2
         assert np.abs(np.linalg.svd(b, compute_uv=False) - spectrum).max() <= EXACT * spectrum[0]
@@ -257,7 +257,7 @@ def test_spectrum_lock_writes_the_nearest_matrix_of_that_spectrum(stream: Stream
     spectrum = np.linalg.svd(np.asarray(stream.weight, np.float64), compute_uv=False)
     (free, *_), (locked, *_) = (
         weights(sequence(editor, stream, 1))
-        for editor in (given(stream.updates), chain(given(stream.updates), spectrum_lock()))
+        for editor in (GIVEN_LOW_RANK, chain(GIVEN_LOW_RANK, spectrum_lock()))
     )
     distance = np.linalg.norm(np.linalg.svd(free, compute_uv=False) - spectrum)
     assert np.linalg.norm(locked - free) == pytest.approx(distance, rel=1e-4)
@@ -266,8 +266,7 @@ def test_spectrum_lock_writes_the_nearest_matrix_of_that_spectrum(stream: Stream
 def test_norm_lock_keeps_the_norm_and_the_direction(stream: Stream) -> None:
     norm = np.linalg.norm(np.asarray(stream.weight, np.float64))
     (free, *_), locked = (
-        weights(sequence(editor, stream))
-        for editor in (given(stream.updates), chain(given(stream.updates), norm_lock()))
+        weights(sequence(editor, stream)) for editor in (GIVEN_LOW_RANK, chain(GIVEN_LOW_RANK, norm_lock()))
     )
     assert all(np.linalg.norm(after) == pytest.approx(norm, rel=EXACT) for after in locked)
     assert relative(locked[0] / norm, free / np.linalg.norm(free)) <= EXACT
@@ -281,8 +280,8 @@ def test_spectral_cap_bounds_the_largest_singular_value_and_is_idle_below(
     free, capped = (
         sequence(editor, stream)
         for editor in (
-            given(stream.dense_updates),
-            chain(given(stream.dense_updates), spectral_cap(factor)),
+            GIVEN,
+            chain(GIVEN, spectral_cap(factor)),
         )
     )
     assert (np.linalg.norm(weights(free)[-1], 2) > limit) == (factor == 1.0)
@@ -292,7 +291,7 @@ def test_spectral_cap_bounds_the_largest_singular_value_and_is_idle_below(
 
 def test_mose_keeps_the_spectrum_and_brings_values_nearer(stream: Stream) -> None:
     spectrum = np.linalg.svd(np.asarray(stream.weight, np.float64), compute_uv=False)
-    reached = weights(sequence(chain(ridge(stream), mose(stream.moments, 0.1)), stream))
+    reached = weights(sequence(chain(RIDGE, mose(stream.moments, 0.1)), stream))
     for after in reached:
         assert np.abs(np.linalg.svd(after, compute_uv=False) - spectrum).max() <= EXACT * spectrum[0]
 
@@ -304,10 +303,9 @@ def test_mose_keeps_the_spectrum_and_brings_values_nearer(stream: Stream) -> Non
     assert cosines(reached[0]).mean() > cosines(np.asarray(stream.weight)).mean() + 0.3
 
 
-def test_prune_leaves_updates_alone_and_restrains_their_total_once_at_the_end(stream: Stream) -> None:
-    bare = given(3.0 * stream.dense_updates)
-    editor = chain(bare, prune())
-    plain, found = sequence(bare, stream), sequence(editor, stream)
+def test_prune_leaves_updates_alone_and_restrains_their_total_once_at_the_end() -> None:
+    stream, editor = Stream(size=3.0), chained("prune")
+    plain, found = sequence(GIVEN, stream), sequence(editor, stream)
     assert same_bits([x[0] for x in found], [x[0] for x in plain])
     params, state, _ = found[-1]
     finalize = jax.jit(editor.finalize)
@@ -323,16 +321,16 @@ def test_prune_leaves_updates_alone_and_restrains_their_total_once_at_the_end(st
     assert same_bits(finalize(params, state), final), "looking twice changes nothing"
 
 
-def test_prune_leaves_a_matrix_to_the_bit_where_nothing_exceeds(stream: Stream) -> None:
-    editor = chain(given(1e-2 * stream.dense_updates), prune())
-    params, state, _ = sequence(editor, stream)[-1]
+def test_prune_leaves_a_matrix_to_the_bit_where_nothing_exceeds() -> None:
+    editor = chained("prune")
+    params, state, _ = sequence(editor, Stream(size=1e-2))[-1]
     assert same_bits(jax.jit(editor.finalize)(params, state), params)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 1.0])
 def test_rect_keeps_exactly_the_stated_share_as_it_was(stream: Stream, share: float) -> None:
-    proposed = sequence(given(stream.dense_updates), stream, 1)[0][2].delta[PATH]
-    (params, _, info), *_ = sequence(chain(given(stream.dense_updates), rect(share)), stream, 1)
+    proposed = sequence(GIVEN, stream, 1)[0][2].delta[PATH]
+    (params, _, info), *_ = sequence(chain(GIVEN, rect(share)), stream, 1)
     kept = np.asarray(info.delta[PATH])
     assert np.count_nonzero(kept) == round(share * kept.size)
     assert np.array_equal(kept[kept != 0], np.asarray(proposed)[kept != 0])
@@ -354,22 +352,26 @@ def test_rect_breaks_ties_by_position_and_counts_a_zero_weights_change_as_infini
 
 
 @pytest.mark.parametrize("text", every())
-def test_a_broken_proposal_is_told_whatever_became_of_it(stream: Stream, text: str) -> None:
-    transform = built(text, stream)
-    if transform.needs_keys:
-        broken = Stream()
-        broken.values = broken.values.at[0, 0, 0].set(jnp.nan)
-        editor: Editor = ridge(broken)
-    else:
-        editor = given(stream.dense_updates.at[0, 3, 4].set(jnp.nan))
-    (_, _, info), *_ = sequence(chain(editor, transform), stream, 1)
+def test_a_broken_proposal_is_told_whatever_became_of_it(text: str) -> None:
+    broken = Stream()
+    broken.values = broken.values.at[0, 0, 0].set(jnp.nan)
+    broken.dense_updates = broken.dense_updates.at[0, 3, 4].set(jnp.nan)
+    (_, _, info), *_ = sequence(chained(text), broken, 1)
     assert not bool(info.finite)
+
+
+def test_updates_are_transformed_alike_inside_a_loop_over_layers_and_after_it(stream: Stream) -> None:
+    """With one matrix the two ways are one."""
+    inside = chain(RIDGE, sphere(), rect(0.4))
+    after = chain(RIDGE._replace(layerwise=None), sphere(), rect(0.4))
+    for a, b in zip(weights(sequence(inside, stream)), weights(sequence(after, stream)), strict=True):
+        assert relative(a, b) <= EXACT
 
 
 def test_a_whole_sequence_in_one_scan_is_the_updates_one_by_one(stream: Stream) -> None:
     """Every transform that needs no keys, in one chain."""
     transforms = [built(text, stream) for text in every()]
-    editor = chain(given(stream.dense_updates), *(one for one in transforms if not one.needs_keys))
+    editor = chain(GIVEN, *(one for one in transforms if not one.needs_keys))
 
     @jax.jit
     def scanned(params: Params):  # type: ignore[no-untyped-def]

@@ -19,7 +19,7 @@ from tests.reference import transforms as oracle
 
 PARITY = 1e-5
 seeds = st.integers(0, 2**32 - 1)
-cheap = settings(max_examples=8, deadline=None)
+cheap = settings(max_examples=5, deadline=None)
 
 
 def columns(x: object) -> torch.Tensor:

@@ -58,5 +58,3 @@ def test_rows_are_complete_and_usable(gpt2: Case) -> None:
         needed = ",".join("0.5" for p in row.parameters if p.default is None)
         (transform,) = build_transforms([f"{name}:{needed}" if needed else name], gpt2.model, gpt2.moments)
         assert isinstance(transform, Transform)
-        path = gpt2.model.config.edited_path(0)
-        transform.init(path, gpt2.params([0]).edited[path])
