@@ -71,6 +71,29 @@ class LowRank(NamedTuple):
     right: Float[Array, "r out"]
 
 
+Delta: TypeAlias = LowRank | Float[Array, "in out"]
+
+
+class Solved(NamedTuple):
+    """What a closed form wanted of one matrix, and its solution; rows of padding facts are zero."""
+
+    keys: Float[Array, "n in"]
+    residual: Float[Array, "n out"]  # to be added to what the matrix gives at the keys
+    delta: Delta
+
+
+class Site(NamedTuple):
+    """The matrix that an update is about to change."""
+
+    path: str
+    weight: Float[Array, "in out"]  # before the update
+    solved: Solved | None  # None for gradient editors
+
+
+Rewrite: TypeAlias = Callable[[Site, Delta, Any], tuple[Delta, Any]]
+"""`(site, delta, carry) -> (delta, carry)`: changes the update of one matrix before it is written."""
+
+
 class EditInfo(NamedTuple):
     """What one update did, arrays only, so that it stacks under `lax.scan`.
 
@@ -79,22 +102,38 @@ class EditInfo(NamedTuple):
     `[steps, B]`, or scalars.
     """
 
-    delta: dict[str, LowRank | Float[Array, "in out"]]
+    delta: dict[str, Delta]
     metrics: dict[str, Array]
     finite: Bool[Array, ""]  # False where any number of the update is not finite
 
 
+def as_they_are(params: Params, state: State) -> Params:
+    """The parameters, untouched."""
+    return params
+
+
 class Editor(NamedTuple):
-    """An editing method as two pure functions; hyper-parameters are closed over.
+    """An editing method as pure functions; hyper-parameters are closed over.
 
     `init(params)` makes the state. `update(params, state, requests)` returns new parameters, the new
     state and an account of what was done; it never changes its arguments. Where `remembers` is False the
     state is a constant that `update` hands back as it came, so that it need not be saved.
+
+    Editors that write several matrices in turn, each solved on those just written, also give `layerwise`:
+    `(params, state, requests, rewrite, carry) -> (params, state, info, carry)`, the same update with every
+    matrix's change passed through `rewrite` before the next is solved.
+
+    `finalize(params, state)` gives the parameters to use once a sequence has ended; it is pure, so that a
+    sequence may be looked at midway and goes on as if it had not been.
     """
 
     init: Callable[[Params], State]
     update: Callable[[Params, State, Requests], tuple[Params, State, EditInfo]]
     remembers: bool = True
+    layerwise: (
+        Callable[[Params, State, Requests, Rewrite, Any], tuple[Params, State, EditInfo, Any]] | None
+    ) = None
+    finalize: Callable[[Params, State], Params] = as_they_are
 
 
 class Trace(NamedTuple):

@@ -14,7 +14,7 @@ from jaxedit.errors import StatisticsError
 from jaxedit.linalg import added, frobenius, safe_norm
 from jaxedit.lookup import Lead, lead_of, rows_of, split_pass
 from jaxedit.models.model import Model
-from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests
+from jaxedit.types import Delta, EditInfo, Editor, Params, Requests, Rewrite, Site, Solved
 from jaxedit.values import Optimise, Values, optimise_values
 
 __all__ = ["LocateConfig", "locate_and_edit", "mean_keys"]
@@ -46,15 +46,17 @@ def locate_and_edit(
         state = {path: solver.init(moments[layer], params.edited[path]) for layer, path in paths.items()}
         return state if config.anchor is None else state | {ANCHOR: jnp.float32(config.anchor)}
 
-    def update(params: Params, state: State, requests: Requests) -> tuple[Params, State, EditInfo]:
+    def layerwise(
+        params: Params, state: State, requests: Requests, rewrite: Rewrite, carry: Any
+    ) -> tuple[Params, State, EditInfo, Any]:
         now, state = params, dict(state)
-        deltas: dict[str, LowRank | Array] = {}
+        deltas: dict[str, Delta] = {}
         metrics: dict[str, Array] = {}
         keys: dict[int, Array] = {}
         leads: list[Lead] = []
         for span in spans:
-            one = write_span(model, config, solver, optimise, now, state, requests, span)
-            now, state = one.params, state | one.state
+            one = write_span(model, config, solver, optimise, now, state, requests, span, rewrite, carry)
+            now, state, carry = one.params, state | one.state, one.carry
             deltas, keys = deltas | one.deltas, keys | one.keys
             suffix = f"/{span[0]}" if len(spans) > 1 else ""
             metrics |= one.metrics | {name + suffix: value for name, value in value_metrics(one.values)}
@@ -66,9 +68,12 @@ def locate_and_edit(
                 real = keys[layer] * requests.weight[:, None]
                 state[path] = solver.remember(state[path], now.edited[path], real, requests.weight)
         finite = jnp.stack([jnp.isfinite(frobenius(now.edited[path])) for path in paths.values()]).all()
-        return now, state, EditInfo(deltas, metrics, finite)
+        return now, state, EditInfo(deltas, metrics, finite), carry
 
-    return Editor(init, update, remembers=config.memory or config.anchor is not None)
+    def update(params: Params, state: State, requests: Requests) -> tuple[Params, State, EditInfo]:
+        return layerwise(params, state, requests, lambda site, delta, carry: (delta, carry), None)[:3]
+
+    return Editor(init, update, config.memory or config.anchor is not None, layerwise)
 
 
 class Written(NamedTuple):
@@ -76,11 +81,12 @@ class Written(NamedTuple):
 
     params: Params
     state: State  # what of it changed
-    deltas: dict[str, LowRank | Float[Array, "d_k d_v"]]
+    deltas: dict[str, Delta]
     keys: dict[int, Float[Array, "B d_k"]]
     values: Values
     metrics: dict[str, Array]
     lead: Lead  # at the input of the span's first layer
+    carry: Any  # of `rewrite`
 
 
 def write_span(
@@ -92,6 +98,8 @@ def write_span(
     state: State,
     requests: Requests,
     layers: tuple[int, ...],
+    rewrite: Rewrite,
+    carry: Any,
 ) -> Written:
     """Optimises values at the last of these layers and writes them into all, each on what was just written.
 
@@ -112,7 +120,7 @@ def write_span(
         changed = {ANCHOR: anchor}
 
     edited, real = dict(params.edited), requests.weight[:, None]
-    deltas: dict[str, LowRank | Array] = {}
+    deltas: dict[str, Delta] = {}
     metrics: dict[str, Array] = {}
     keys: dict[int, Array] = {}
     lead = first_lead = lead_of(rows, split)
@@ -127,12 +135,13 @@ def write_span(
         residual = spread(target - reading.now, left, done == len(layers) - 1, config.spread)
         query = reading.keys.bare if config.query == "bare" else reading.keys.mean
         batch = Batch(reading.keys.mean * real, query * real, residual * real, requests.weight)
-        deltas[path] = solver.write(state[path], edited[path], batch)
+        solved = Solved(batch.query, batch.residual, solver.write(state[path], edited[path], batch))
+        deltas[path], carry = rewrite(Site(path, edited[path], solved), solved.delta, carry)
         edited[path] = added(edited[path], deltas[path])
         keys[layer] = reading.keys.mean
         metrics[f"key_norm/{layer}"] = safe_norm(reading.keys.mean)
         metrics[f"residual_norm/{layer}"] = safe_norm(residual)
-    return Written(Params(edited, params.frozen), changed, deltas, keys, values, metrics, first_lead)
+    return Written(Params(edited, params.frozen), changed, deltas, keys, values, metrics, first_lead, carry)
 
 
 def spread(missing: Float[Array, "B d_v"], left: int, last: bool, how: str) -> Float[Array, "B d_v"]:
