@@ -118,7 +118,9 @@ def test_lora_of_a_sequence_is_the_oracles_on_one_adapter(case: Case) -> None:
         after = reference.product()
         for path, delta in after.items():
             assert relative(dense(info.delta[path]), (delta - before[path]).T) <= TOLERANCE
-            merged = np.asarray(start.edited[path], np.float64) + delta.T.numpy()
+            assert relative(dense(scaled(state.adapters, reference.scale)[path]), delta.T) <= TOLERANCE
+            left, right = (np.asarray(x, np.float64) for x in state.adapters[path])
+            merged = np.asarray(start.edited[path], np.float64) + reference.scale * left @ right
             assert relative(params.edited[path], merged) <= 1e-6
         before = after
 
@@ -158,7 +160,7 @@ class Run:
     """A LoRA editor on the tiny GPT-2 under the driver; other matrices are float32 masters too."""
 
     def __init__(self, case: Case, sequence: bool) -> None:
-        config = LoRASequenceConfig(layers=(0, 1), targets=("attention.out", "mlp.up"), **SETTINGS)
+        config = LoRASequenceConfig(layers=(1, 2), targets=("attention.out", "mlp.up"), **SETTINGS)
         self.paths = case.model.parameter_paths(config.layers, config.targets)
         if not sequence:
             config = LoRAConfig(layers=config.layers, targets=config.targets, **SETTINGS)
@@ -211,7 +213,7 @@ def test_padding_changes_nothing(run: Run) -> None:
     one = pad_requests(jax.tree.map(lambda x: np.asarray(x)[:1], run.batches[0]), 2)
     other = one._replace(tail=np.where(np.arange(2)[:, None, None] > 0, 7, one.tail))
     assert not np.array_equal(one.tail, other.tail)
-    assert same_bits(*(run.go(run.begin(), [x, run.batches[1]]) for x in (one, other)))
+    assert same_bits(*(run.go(run.begin(), [x, run.batches[1]])[0] for x in (one, other)))
     with_gap, steps = run.go(run.begin(), [run.batches[0], run.nothing, run.batches[1], run.nothing])
     without, _ = run.go(run.begin(), run.batches[:2])
     assert same_bits(with_gap, without)
@@ -235,9 +237,9 @@ def test_every_edit_draws_another_adapter_from_the_state_alone(gpt2: Case) -> No
     assert same_bits(update(params, again, request)[2], later)
 
 
-def test_losses_of_an_edit_fall(case: Case) -> None:
-    config = replace(LoRAConfig(layers=(1,), **SETTINGS), steps=25, weight_decay=0.0)
-    editor, params = lora(case.model, config), params_of(case, config)
-    _, _, info = jax.jit(editor.update)(params, editor.init(params), case.batch(BATCHES[0], 3))
+def test_losses_of_an_edit_fall(gpt2: Case) -> None:
+    config = LoRAConfig(layers=(1,), learning_rate=3e-2, stop_loss=0.0)
+    editor, params = lora(gpt2.model, config), params_of(gpt2, config)
+    _, _, info = jax.jit(editor.update)(params, editor.init(params), gpt2.batch(BATCHES[0], 3))
     losses = np.asarray(info.metrics["loss"])
-    assert (losses[-1] < 0.5 * losses[0]).all()
+    assert (losses[-1] < 0.7 * losses[0]).all()
