@@ -1,5 +1,7 @@
 """Running text to `TextBatch`es: what editors that learn from text read."""
 
+from typing import Any
+
 import numpy as np
 
 from jaxedit.data.corpus import token_blocks
@@ -25,8 +27,8 @@ def encode_text(
         )
     blocks = token_blocks(text, tokenizer, length, limit)
     count = -(-len(blocks) // batch)
-    tokens = np.zeros((count * batch, length), np.int32)
+    tokens: Any = np.zeros((count * batch, length), np.int32)
     tokens[: len(blocks)] = blocks
-    valid = np.zeros(tokens.shape, bool)
+    valid: Any = np.zeros(tokens.shape, bool)
     valid[: len(blocks)] = True
     return [TextBatch(tokens[i : i + batch], valid[i : i + batch]) for i in range(0, len(tokens), batch)]

@@ -83,7 +83,7 @@ def lora(model: Model, config: LoRAConfig) -> Editor:
         deltas = scaled(end.weights, scale)
         merged = merge(params, deltas)
         asked = objective.share.sum() > 0
-        info = EditInfo(deltas, end.metrics, all_finite({path: merged.edited[path] for path in paths}))
+        info = EditInfo({**deltas}, end.metrics, all_finite({path: merged.edited[path] for path in paths}))
         return merged, EditKey(state.key, state.edits + asked), info
 
     return Editor(init, update)
@@ -112,7 +112,7 @@ def lora_sequence(model: Model, config: LoRASequenceConfig) -> Editor:
         end = descend(objective, state.adapters, state.optimiser, transform, config)
         deltas = changes(state.adapters, end.weights, scale)
         merged = merge(params, deltas)
-        info = EditInfo(deltas, end.metrics, all_finite({path: merged.edited[path] for path in paths}))
+        info = EditInfo({**deltas}, end.metrics, all_finite({path: merged.edited[path] for path in paths}))
         return merged, Carried(end.weights, end.optimiser), info
 
     return Editor(init, update)

@@ -101,7 +101,7 @@ class Method:
     def needs_moments(self) -> bool:
         return self.kind == "closed form"
 
-    def configure(self, model: DecoderConfig, settings: Settings = Settings()) -> EditorConfig:
+    def configure(self, model: DecoderConfig, settings: Settings = Settings()) -> Any:
         """The preset for this model with the departures. Raises ConfigError for one it does not have."""
         config = self.preset(model)
         for name, value in dataclasses.asdict(settings).items():
