@@ -20,7 +20,7 @@ class Params(NamedTuple):
     update as the same object.
     """
 
-    edited: dict[str, Float[Array, "in out"]]  # float32 masters of the matrices an editor writes
+    edited: dict[str, Float[Array, "..."]]  # float32 masters of what an editor writes: matrices [in, out]
     frozen: dict[str, Array]  # everything else, in the compute dtype
 
 
@@ -42,6 +42,13 @@ class Requests(NamedTuple):
     predict_at: Int[Array, "B C T"]  # index into the tail whose next-token distribution predicts target t
     weight: Float[Array, "B"]  # 1 for a fact, 0 for padding
     case: Int[Array, "B"]  # position of the fact in its fact set; -1 for padding
+
+
+class TextBatch(NamedTuple):
+    """N rows of running text, L tokens each, for editors that learn from text instead of facts."""
+
+    tokens: Int[Array, "N L"]
+    valid: Bool[Array, "N L"]  # False on padding
 
 
 class Probes(NamedTuple):
@@ -97,8 +104,8 @@ Rewrite: TypeAlias = Callable[[Site, Delta, Any], tuple[Delta, Any]]
 class EditInfo(NamedTuple):
     """What one update did, arrays only, so that it stacks under `lax.scan`.
 
-    `delta` holds the change of every edited matrix: `LowRank` for closed forms, a dense `[in, out]` array
-    for gradient editors. `metrics` are the editor's own figures: per-fact arrays `[B]`, curves
+    `delta` holds the change of every edited parameter: `LowRank` for closed forms and adapters, a dense array
+    of its shape for other gradient editors. `metrics` are the editor's own figures: per-fact arrays `[B]`, curves
     `[steps, B]`, or scalars.
     """
 
@@ -116,8 +123,9 @@ class Editor(NamedTuple):
     """An editing method as pure functions; hyper-parameters are closed over.
 
     `init(params)` makes the state. `update(params, state, requests)` returns new parameters, the new
-    state and an account of what was done; it never changes its arguments. Where `remembers` is False the
-    state is a constant that `update` hands back as it came, so that it need not be saved.
+    state and an account of what was done; it never changes its arguments. `requests` are `Requests`, or a
+    `TextBatch` for editors that learn from text. Where `remembers` is False the state is a constant that
+    `update` hands back as it came, so that it need not be saved.
 
     Editors that write several matrices in turn, each solved on those just written, also give `layerwise`:
     `(params, state, requests, rewrite, carry) -> (params, state, info, carry)`, the same update with every
@@ -128,7 +136,7 @@ class Editor(NamedTuple):
     """
 
     init: Callable[[Params], State]
-    update: Callable[[Params, State, Requests], tuple[Params, State, EditInfo]]
+    update: Callable[[Params, State, Any], tuple[Params, State, EditInfo]]
     remembers: bool = True
     layerwise: (
         Callable[[Params, State, Requests, Rewrite, Any], tuple[Params, State, EditInfo, Any]] | None

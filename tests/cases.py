@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array
 from transformers import PreTrainedModel
 
-from jaxedit.data import Fact, encode_requests
+from jaxedit.data import Fact, encode_requests, pad_requests
 from jaxedit.models.model import Model
 from jaxedit.models.sources import Checkpoint, load
 from jaxedit.types import Params, Requests
@@ -71,6 +71,11 @@ class Case:
     def encode(self, facts: Sequence[Fact], contexts: Sequence[str] = TINY_CONTEXTS) -> Requests:
         encoded = encode_requests(facts, self.checkpoint.tokenizer, contexts, max_length=64)
         return jax.tree.map(jnp.asarray, encoded)
+
+    def batch(self, chosen: Sequence[int], size: int) -> Requests:
+        """These of `FACTS` in the bare prompt alone, padded to `size` facts."""
+        whole = encode_requests(FACTS, self.checkpoint.tokenizer, ("",), max_length=64)
+        return pad_requests(type(whole)(*(x[list(chosen)] for x in whole)), size)
 
 
 def make_case(name: str, folder: Path) -> Case:

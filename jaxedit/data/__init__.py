@@ -8,6 +8,7 @@ from jaxedit.data.probes import encode_probes, probe_shape
 from jaxedit.data.records import dump_jsonl
 from jaxedit.data.shapes import ProbeShape, RequestShape, ladder, pad_probes, pad_requests
 from jaxedit.data.sources import load_facts
+from jaxedit.data.text import encode_text
 from jaxedit.data.tokens import lookup_index
 from jaxedit.data.world import world_facts, world_text, world_versions
 
@@ -18,6 +19,7 @@ __all__ = [
     "dump_jsonl",
     "encode_probes",
     "encode_requests",
+    "encode_text",
     "join_context",
     "ladder",
     "load_facts",

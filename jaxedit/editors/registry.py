@@ -12,11 +12,14 @@ from jaxedit.editors.blue import blue
 from jaxedit.editors.d4s import d4s, d4s_config
 from jaxedit.editors.encore import encore_config
 from jaxedit.editors.finetune import FineTuneConfig, fine_tune
+from jaxedit.editors.full import FullConfig, PretrainConfig, continue_pretraining, full_fine_tune
 from jaxedit.editors.locate import LocateConfig, locate_and_edit
+from jaxedit.editors.lora import LoRAConfig, LoRASequenceConfig, lora, lora_sequence
 from jaxedit.editors.lyaplock import lyaplock, lyaplock_config
 from jaxedit.editors.memit import emmet_config, memit_config
 from jaxedit.editors.moving_null_space import betaedit_config, langedit_config, moving_null_space
 from jaxedit.editors.nas import nas_config
+from jaxedit.editors.optimiser import OptimiserConfig, rate
 from jaxedit.editors.pmet import pmet_config
 from jaxedit.editors.rome import r_rome_config, rome_config
 from jaxedit.errors import ConfigError, unknown_name
@@ -24,7 +27,7 @@ from jaxedit.models.config import DecoderConfig
 from jaxedit.models.model import Model
 from jaxedit.types import Editor
 
-EditorConfig = LocateConfig | FineTuneConfig
+EditorConfig = LocateConfig | FineTuneConfig | LoRAConfig | PretrainConfig
 NULL_SPACES = {"null_threshold": "null_fraction", "null_fraction": "null_threshold"}  # one replaces the other
 
 
@@ -33,7 +36,9 @@ class Settings:
     """Departures from an editor's preset; what is None stays as the preset has it."""
 
     layers: tuple[int, ...] | None = None
-    """Layers whose MLP down-projection is written."""
+    """Layers that are written; of each the MLP down-projection, where the editor has no targets."""
+    targets: tuple[str, ...] | None = None
+    """Projections that are written, such as mlp.down, attention.query, mlp (LoRA, full fine-tuning)."""
     lam: float | None = None
     """Weight of C0 in the preservation matrix (closed forms)."""
     lam_n: float | None = None
@@ -57,11 +62,11 @@ class Settings:
     anchor: float | None = None
     """Norm of all values; 0 takes the first batch's mean (NAS)."""
     learning_rate: float | None = None
-    """Of Adam: on the value (closed forms), or on the weights (FT)."""
+    """Of Adam: on the value (closed forms), or on the weights (gradient editors)."""
     steps: int | None = None
-    """Steps of that optimisation."""
+    """Steps of that optimisation in every update."""
     weight_decay: float | None = None
-    """On the value's norm (closed forms)."""
+    """On the value's norm (closed forms), or decoupled on the weights (gradient editors)."""
     clamp: float | None = None
     """Bound on the value's norm over that of the unedited one (closed forms)."""
     kl: float | None = None
@@ -76,6 +81,32 @@ class Settings:
     """Bound on every entry's change (FT-L)."""
     centre: Literal["edit", "original"] | None = None
     """Centre of that bound: the weights before this edit, or before the sequence."""
+    objective: Literal["target_new", "prompt_last"] | None = None
+    """Where target tokens are scored: after each other, or all at the prompt's last token (gradient editors)."""
+    clip_norm: float | None = None
+    """Bound on the gradient's global norm (gradient editors)."""
+    schedule: Literal["constant", "linear", "cosine_decay"] | None = None
+    """Learning-rate schedule (gradient editors)."""
+    schedule_steps: int | None = None
+    """Its length in optimiser steps, warm-up included."""
+    warmup_steps: int | None = None
+    """Steps in which the learning rate rises linearly from 0."""
+    rank: int | None = None
+    """Rank of the adapters (LoRA)."""
+    alpha: float | None = None
+    """The adapters' product counts alpha / rank times (LoRA)."""
+    seed: int | None = None
+    """Of the adapters' initial values (LoRA)."""
+
+
+def down_projections(model: Model, config: Any) -> tuple[str, ...]:
+    """The MLP down-projections of the configured layers."""
+    return tuple(model.edited_paths(config.layers).values())
+
+
+def chosen_parameters(model: Model, config: Any) -> tuple[str, ...]:
+    """The configured targets of the configured layers."""
+    return model.parameter_paths(config.layers, config.targets)
 
 
 @dataclass(frozen=True)
@@ -90,18 +121,21 @@ class Method:
     contexts: Literal["memit", "rome"] | None  # style of the sampled prefixes
     preset: Callable[[DecoderConfig], EditorConfig]
     build: Callable[[Model, Mapping[int, Array], Any], Editor]
+    paths: Callable[[Model, Any], tuple[str, ...]] = down_projections  # of the parameters that it writes
+    request: Literal["facts", "text"] = "facts"  # what an update takes: `Requests`, or a `TextBatch`
 
     @property
     def needs_moments(self) -> bool:
         return self.kind == "closed form"
 
-    def configure(self, model: DecoderConfig, settings: Settings = Settings()) -> EditorConfig:
+    def configure(self, model: DecoderConfig, settings: Settings = Settings()) -> Any:
         """The preset for this model with the departures. Raises ConfigError for one it does not have."""
         config = self.preset(model)
         for name, value in dataclasses.asdict(settings).items():
             if value is not None:
                 config = self._depart(config, name, value)
-        check(config, model, self.name)
+        check(config, self.name)
+        self.paths(Model(model), config)
         return config
 
     def _depart(self, config: EditorConfig, name: str, value: Any) -> EditorConfig:
@@ -118,13 +152,11 @@ class Method:
         )
 
 
-def check(config: EditorConfig, model: DecoderConfig, editor: str) -> None:
+def check(config: EditorConfig, editor: str) -> None:
     """Raises ConfigError for numbers that cannot work, naming editor, setting and range."""
-    if not config.layers or list(config.layers) != sorted(set(config.layers)):
-        raise ConfigError(
-            f"editor {editor!r}: layers are {config.layers}; give one or more, ascending, each once"
-        )
-    Model(model).edited_paths(config.layers)
+    layers = config.layers
+    if layers is not None and (not layers or list(layers) != sorted(set(layers))):
+        raise ConfigError(f"editor {editor!r}: layers are {layers}; give one or more, ascending, each once")
     optimiser = config.values if isinstance(config, LocateConfig) else config
     positive = {"learning_rate": optimiser.learning_rate, "steps": optimiser.steps}
     not_negative = {"stop_loss": optimiser.stop_loss}
@@ -147,14 +179,22 @@ def check(config: EditorConfig, model: DecoderConfig, editor: str) -> None:
             raise ConfigError(
                 f"editor {editor!r}: null_fraction is {config.null_fraction}; it must not be above 1"
             )
-    elif config.bound is not None:
-        positive |= {"bound": config.bound}
+    else:
+        optional = ("bound", "clip_norm", "schedule_steps", "rank", "alpha")
+        given = {name: getattr(config, name, None) for name in optional}
+        positive |= {name: value for name, value in given.items() if value is not None}
+        not_negative |= {"weight_decay": config.weight_decay, "warmup_steps": config.warmup_steps}
     for name, value in positive.items():
         if not value > 0:
             raise ConfigError(f"editor {editor!r}: {name} is {value}; it must be above 0")
     for name, value in not_negative.items():
         if not value >= 0:
             raise ConfigError(f"editor {editor!r}: {name} is {value}; it must not be negative")
+    if isinstance(config, OptimiserConfig):
+        try:
+            rate(config)
+        except ConfigError as error:
+            raise ConfigError(f"editor {editor!r}: {error}") from None
 
 
 def _names(config: Any) -> set[str]:
@@ -271,6 +311,28 @@ METHODS: dict[str, Method] = {
             "the bound's centre, where that is the unedited model", None,
             lambda model: FineTuneConfig((single_layer(model),), bound=5e-4),
             lambda model, _, config: fine_tune(model, config),
+        ),
+        Method(
+            "lora", "arXiv 2106.09685", "gradient", "chosen matrices, rank r an update",
+            "a count of updates, to draw adapters from", None,
+            lambda model: LoRAConfig(layers=(single_layer(model),)),
+            lambda model, _, config: lora(model, config), chosen_parameters,
+        ),
+        Method(
+            "lora-sequence", "arXiv 2106.09685", "gradient", "chosen matrices, rank r the whole sequence",
+            "the adapters and AdamW's moments", None,
+            lambda model: LoRASequenceConfig(layers=(single_layer(model),)),
+            lambda model, _, config: lora_sequence(model, config), chosen_parameters,
+        ),
+        Method(
+            "full-ft", "arXiv 2012.00363", "gradient", "all parameters, or chosen ones, dense",
+            "AdamW's moments", None, lambda model: FullConfig(),
+            lambda model, _, config: full_fine_tune(model, config), chosen_parameters,
+        ),
+        Method(
+            "pretrain", "arXiv 2004.10964", "gradient", "all parameters, or chosen ones, dense",
+            "AdamW's moments", None, lambda model: PretrainConfig(),
+            lambda model, _, config: continue_pretraining(model, config), chosen_parameters, "text",
         ),
     )
 }  # fmt: skip

@@ -42,3 +42,9 @@ class DecoderConfig:
     def edited_path(self, layer: int) -> str:
         """Parameter path of the MLP down-projection of `layer`, the matrix that editors write."""
         return f"layers.{layer}.mlp.down.kernel"
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Names of the matrices of a block."""
+        attention = tuple(f"attention.{name}" for name in ("query", "key", "value", "out"))
+        return (*attention, *(("mlp.gate",) if self.gated_mlp else ()), "mlp.up", "mlp.down")

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.packing import Packing, pack, unpack
 from jaxedit.models.rotary import rotary_angles, rotate
-from jaxedit.types import Trace
+from jaxedit.types import LowRank, Trace
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -45,16 +45,21 @@ class Tap(NamedTuple):
 class Linear(nnx.Module):
     """`y = x @ kernel + bias`, computed in the wider of both dtypes, returned in the dtype of `x`.
 
-    So a float32 edited matrix keeps its precision inside a bfloat16 model.
+    So a float32 edited matrix keeps its precision inside a bfloat16 model. With an `adapter` the output is
+    that of `kernel + left @ right`, without ever forming that sum.
     """
 
     def __init__(self, d_in: int, d_out: int, bias: bool, *, rngs: nnx.Rngs):
         scale = d_in**-0.5
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (d_in, d_out)))
         self.bias = nnx.Param(jnp.zeros((d_out,))) if bias else None
+        self.adapter: LowRank | None = None
 
     def __call__(self, x: Float[Array, "*N d_in"]) -> Float[Array, "*N d_out"]:
         y = jnp.matmul(x, self.kernel[...], precision="highest")
+        if self.adapter is not None:
+            inner = jnp.matmul(x, self.adapter.left, precision="highest")
+            y = y + jnp.matmul(inner, self.adapter.right, precision="highest")
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from jaxedit.configs import build
 from jaxedit.editors import Settings, method
+from jaxedit.editors.transforms import read_transform
 from jaxedit.errors import ConfigError
 from jaxedit.moments import MomentSource
 from jaxedit.trajectory.guard import Policy
@@ -42,6 +43,8 @@ class RunConfig:
     """Name of the editor; `jaxedit editors` lists them."""
     settings: Settings = Settings()
     """Departures from the editor's preset."""
+    transforms: tuple[str, ...] = ()
+    """Changes of every update before it is written, in this order: "rect:0.4", "spectrum-lock", ..."""
     batch_size: int = 1
     """Facts written by one update; 0 writes all at once."""
     chunk: int = 10
@@ -62,6 +65,8 @@ def check(config: RunConfig) -> None:
     for name, least in (("count", 1), ("chunk", 1), ("batch_size", 0)):
         if getattr(config, name) < least:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least {least}")
+    for text in config.transforms:
+        read_transform(text)
     for name in ("edit", "total"):
         value = getattr(config.limits, name)
         if value is not None and not value > 0:

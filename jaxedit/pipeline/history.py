@@ -38,7 +38,7 @@ from jaxedit.trajectory.journal import Finished
 from jaxedit.trajectory.replay import Rerun, Trajectory
 from jaxedit.trajectory.store import RunFolder
 from jaxedit.trajectory.writer import refuse_existing
-from jaxedit.types import State
+from jaxedit.types import Params, State
 
 
 def trajectory(path: str | Path, report: Report = quiet) -> tuple[Trajectory, RunConfig, Prepared]:
@@ -114,9 +114,15 @@ def branch(
 
 
 def model_at(path: str | Path, step: int | None = None, without: Collection[int] = ()) -> Checkpoint:
-    """The whole model after a step (the last one by default), or after the last with some updates left out."""
+    """The whole model after a step, by default as the run left it, or after the last with updates left out.
+
+    As the run left it means after `Editor.finalize`: for transforms that act once, at the end.
+    """
     found, _, prepared = trajectory(path)
     if without and step is not None:
         raise RunError("updates are left out of the last step: give a step, or updates to leave out")
-    matrices = found.without(without) if without else found.at(found.steps if step is None else step)
-    return with_matrices(prepared.checkpoint, matrices)
+    if without or step is not None:
+        return with_matrices(prepared.checkpoint, found.without(without) if step is None else found.at(step))
+    matrices, state = found.resumable(found.steps)
+    final = prepared.editor.finalize(Params(matrices, prepared.params.frozen), state)
+    return with_matrices(prepared.checkpoint, final.edited)

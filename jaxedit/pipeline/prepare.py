@@ -17,6 +17,7 @@ from jaxedit.data.facts import Fact
 from jaxedit.data.probes import encode_probes, probe_shape
 from jaxedit.data.sources import load_facts
 from jaxedit.editors import method
+from jaxedit.editors.transforms import build_transforms, chain, read_transform
 from jaxedit.errors import FactError
 from jaxedit.evaluation.edits import probe_scores
 from jaxedit.evaluation.generation import sample
@@ -135,15 +136,16 @@ def prepare(
     chosen = method(config.editor)
     resolved = chosen.configure(checkpoint.model.config, config.settings)
     moments: dict[int, Float[Array, "d_k d_k"]] = {}
-    if chosen.needs_moments:
+    if chosen.needs_moments or any(read_transform(text).row.needs_moments for text in config.transforms):
         generate = generator(checkpoint, top_k=50)
         moments = load_moments(
             config.moments, checkpoint, resolved.layers, generate, run_key(config, "corpus"), report
         )
     editor = chosen.build(checkpoint.model, moments, resolved)
+    if config.transforms:
+        editor = chain(editor, *build_transforms(config.transforms, checkpoint.model, moments))
     checkpoint = with_matrices(checkpoint, origin)
-    paths = checkpoint.model.edited_paths(resolved.layers)
-    params = checkpoint.model.split(checkpoint.params, paths.values())
+    params = checkpoint.model.split(checkpoint.params, chosen.paths(checkpoint.model, resolved))
     return Prepared(checkpoint, facts, contexts, moments, editor, params)
 
 

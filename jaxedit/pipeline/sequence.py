@@ -15,6 +15,7 @@ from jaxedit.data.records import jsonl
 from jaxedit.data.sources import load_facts
 from jaxedit.errors import RunError
 from jaxedit.evaluation.edits import probe_scores
+from jaxedit.linalg import frobenius
 from jaxedit.models.sources import load
 from jaxedit.pipeline.config import RunConfig, check, config_from
 from jaxedit.pipeline.lines import metric_lines, summary
@@ -30,7 +31,7 @@ from jaxedit.pipeline.prepare import (
 )
 from jaxedit.trajectory.guard import REASONS, Guard, Policy, guard_of
 from jaxedit.trajectory.replay import Trajectory
-from jaxedit.trajectory.run import ApplyChunk, Step, chunk_function, matrix_norms
+from jaxedit.trajectory.run import ApplyChunk, Step, chunk_function
 from jaxedit.trajectory.store import RunFolder
 from jaxedit.trajectory.writer import Done, RunWriter, create, refuse_existing
 from jaxedit.types import Params, State
@@ -114,9 +115,10 @@ def finish(
         if policy is not None:
             writer.change_policy(policy)
         edited, state = continued(folder, prepared)
-        edited, stopped = _apply_all(config, writer, prepared, (edited, state), report, stop)
+        edited, state, stopped = _apply_all(config, writer, prepared, (edited, state), report, stop)
         if not stopped:
-            writer.end(summary(prepared, Params(edited, prepared.params.frozen), report))
+            final = prepared.editor.finalize(Params(edited, prepared.params.frozen), state)
+            writer.end(summary(prepared, final, report))
     return RunFolder.open(folder.path)
 
 
@@ -138,8 +140,8 @@ def _apply_all(
     start: tuple[dict[str, Array], State],
     report: Report,
     stop: Stop,
-) -> tuple[dict[str, Array], bool]:
-    """The edited matrices after the last update, and whether the run was stopped before."""
+) -> tuple[dict[str, Array], State, bool]:
+    """Edited matrices and state after the last update, and whether the run was stopped before."""
     plan = Plan(config, prepared)
     guard = guard_for(config, prepared, writer.journal.policy)
     apply = apply_function(config, prepared, guard)
@@ -151,7 +153,7 @@ def _apply_all(
     upcoming = next(chunks, None)
     while (planned := upcoming) is not None:
         if stop():
-            return edited, True
+            return edited, state, True
         edited, state, steps = apply(edited, prepared.params.frozen, state, planned.chunk)
         kept = jax.tree.map(jnp.copy, (edited, state if remembers else None))
         upcoming = next(chunks, None)  # encoded while the device works
@@ -165,12 +167,12 @@ def _apply_all(
             writer.wait()
             raise RunError(_refusal(writer.path, planned.first + count, steps, count, planned.batches[count]))
         report("editing", planned.first + count, plan.updates)
-    return edited, False
+    return edited, state, False
 
 
 def guard_for(config: RunConfig, prepared: Prepared, policy: Policy | None = None) -> Guard:
     """The run's limits in the units of its matrices, which are those before its first update."""
-    norms = {path: float(norm) for path, norm in matrix_norms(prepared.params.edited).items()}
+    norms = {path: float(frobenius(matrix)) for path, matrix in prepared.params.edited.items()}
     limits = config.limits
     return guard_of(norms, policy or limits.policy, limits.edit, limits.total)
 

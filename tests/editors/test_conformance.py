@@ -14,11 +14,14 @@ from jaxedit.data import Fact
 from jaxedit.editors import METHODS, Settings
 from jaxedit.editors.registry import Method
 from jaxedit.trajectory.run import Chunk, chunk_function, replayed, stack
-from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests
+from jaxedit.types import EditInfo, Editor, LowRank, Params, TextBatch
 from tests.cases import Case, relative, same_bits
 
 CLOSED = Settings(steps=3, learning_rate=0.1, weight_decay=0.01, lam=0.5, stop_loss=0.0)
 GRADIENT = Settings(steps=3, learning_rate=1e-3, stop_loss=0.0)
+WHOLE = replace(GRADIENT, layers=(0, 1), targets=("attention", "mlp"))
+BY_KIND = {"closed form": CLOSED, "gradient": GRADIENT}
+SETTINGS = {"full-ft": WHOLE, "pretrain": WHOLE}  # of editors that write every layer if not told otherwise
 SPARE = 2  # a layer whose matrix is a float32 master too, but no editor's here
 CONTEXTS = ("", "Because of it", "I")
 BATCHES = ((0, 1), (2, 3), (4, 0))
@@ -36,6 +39,7 @@ SHORT = tuple(
     )
 )
 Updated = tuple[Params, Any, EditInfo]
+ADAPTERS = ("lora", "lora-sequence")
 
 
 @dataclass
@@ -48,13 +52,13 @@ class Row:
     editor: Editor
     params: Params
     state: Any
-    batches: list[Requests]
-    update: Callable[[Params, Any, Requests], Updated]
+    batches: list[Any]
+    update: Callable[[Params, Any, Any], Updated]
     traces: list[int]
 
     @property
     def paths(self) -> list[str]:
-        return list(self.case.model.edited_paths(self.config.layers).values())
+        return list(self.method.paths(self.case.model, self.config))
 
     def first(self) -> Updated:
         return self.update(self.params, self.state, self.batches[0])
@@ -63,20 +67,27 @@ class Row:
 @pytest.fixture(scope="module", params=METHODS)
 def row(request: pytest.FixtureRequest, gpt2: Case) -> Row:
     method = METHODS[request.param]
-    settings = CLOSED if method.needs_moments else GRADIENT
+    settings = SETTINGS.get(method.name) or BY_KIND[method.kind]
     if getattr(method.configure(gpt2.model.config), "lam", None) == 0:
         settings = replace(settings, lam=None)  # of the method's own kind: nothing weighs but the null space
     config = method.configure(gpt2.model.config, settings)
     editor = method.build(gpt2.model, gpt2.moments, config)
-    params, traces = gpt2.params({*config.layers, SPARE}), []
+    paths = {*method.paths(gpt2.model, config), gpt2.model.config.edited_path(SPARE)}
+    params, traces = gpt2.model.split(gpt2.checkpoint.params, paths), []
 
-    def update(params: Params, state: Any, requests: Requests) -> Updated:
+    def update(params: Params, state: Any, requests: Any) -> Updated:
         traces.append(1)
         return editor.update(params, state, requests)
 
-    whole = gpt2.encode(SHORT, CONTEXTS)
+    whole = gpt2.encode(SHORT, CONTEXTS) if method.request == "facts" else text_of(gpt2)
     batches = [jax.tree.map(lambda x: x[jnp.array(batch)], whole) for batch in BATCHES]  # noqa: B023
     return Row(method, gpt2, config, editor, params, editor.init(params), batches, jax.jit(update), traces)
+
+
+def text_of(case: Case) -> TextBatch:
+    """Rows of text, the last one padded on the right."""
+    tokens = jnp.asarray(case.blocks[: len(SHORT), :12])
+    return TextBatch(tokens, jnp.ones(tokens.shape, bool).at[-1, 8:].set(False))
 
 
 def shapes(tree: Any) -> Any:
@@ -95,11 +106,12 @@ def test_types_and_shapes(row: Row) -> None:
     for path, delta in info.delta.items():
         d_in, d_out = row.params.edited[path].shape
         if isinstance(delta, LowRank):
-            facts = len(BATCHES[0])
-            assert shapes(delta) == LowRank(((d_in, facts), jnp.float32), ((facts, d_out), jnp.float32))
+            rank = len(BATCHES[0]) if row.method.needs_moments else delta.left.shape[-1]
+            assert shapes(delta) == LowRank(((d_in, rank), jnp.float32), ((rank, d_out), jnp.float32))
         else:
             assert shapes(delta) == ((d_in, d_out), jnp.float32)
-    assert isinstance(info.delta[row.paths[0]], LowRank) != ("dense" in row.method.edits)
+    low_rank = row.method.name in ADAPTERS or "dense" not in row.method.edits
+    assert all(isinstance(delta, LowRank) == low_rank for delta in info.delta.values())
     assert info.finite.shape == ()
     assert info.finite.dtype == bool
     assert bool(info.finite)

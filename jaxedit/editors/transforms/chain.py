@@ -54,7 +54,7 @@ def chain(editor: Editor, *transforms: Transform) -> Editor:
             delta, outer = rewrite(site, delta, outer)
             return delta, (states | {site.path: own}, norms, outer)
 
-        start = (state.transforms, {}, carry)
+        start: Any = (state.transforms, {}, carry)
         update = editor.layerwise or finished(editor)
         params, inner, info, (states, norms, carry) = update(
             params, state.editor, requests, transformed, start
@@ -86,13 +86,12 @@ def finished(editor: Editor):
         edited, deltas = dict(after.edited), {}
         for path, proposed in info.delta.items():
             start = params.edited[path]
-            deltas[path], carry = rewrite(Site(path, start, None), proposed, carry)
-            if isinstance(deltas[path], LowRank):
-                edited[path] = added(start, deltas[path])
-                continue
-            # Entries that were left alone stay as the editor wrote them, to the bit.
-            same = deltas[path] == dense(proposed)
-            edited[path] = jnp.where(same, edited[path], start + deltas[path])
+            delta, carry = rewrite(Site(path, start, None), proposed, carry)
+            deltas[path] = delta
+            if isinstance(delta, LowRank):
+                edited[path] = added(start, delta)
+            else:  # entries that were left alone stay as the editor wrote them, to the bit
+                edited[path] = jnp.where(delta == dense(proposed), edited[path], start + delta)
         finite = jnp.stack([jnp.isfinite(frobenius(edited[path])) for path in deltas]).all()
         info = EditInfo(deltas, info.metrics, info.finite & finite)
         return Params(edited, after.frozen), state, info, carry

@@ -143,7 +143,7 @@ def _numbers(row: Row, given: list[str], text: str) -> tuple[float, ...]:
         if not word and parameter.default is None:
             raise ConfigError(f"{where}{parameter.name} is missing: write {row.usage}")
         try:
-            number = float(word) if word else parameter.default
+            number = float(word or str(parameter.default))
         except ValueError:
             raise ConfigError(
                 f"{where}{parameter.name} is {word!r}, not a number: write {row.usage}"

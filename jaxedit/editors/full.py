@@ -1,0 +1,86 @@
+"""Training of whole models in sequence: full fine-tuning on facts, and continual pre-training on a text stream."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from jaxedit.editors.objective import Bind, FactConfig, target_nll, text_nll
+from jaxedit.editors.optimiser import Objective, OptimiserConfig, all_finite, descend, optimiser
+from jaxedit.models.decoder import Decoder
+from jaxedit.models.model import Model
+from jaxedit.types import EditInfo, Editor, Params, Requests, TextBatch
+
+Ask = Callable[[Bind, dict[str, Array], Any], Objective]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(OptimiserConfig):
+    """Settings of continual pre-training; layers and targets as `Model.parameter_paths` takes them."""
+
+    carried: ClassVar[bool] = True
+    layers: tuple[int, ...] | None = None  # None: all, and what lies outside of the layers
+    targets: tuple[str, ...] | None = None  # None: every parameter, biases and norms too
+    learning_rate: float = 1e-5
+    steps: int = 1
+    stop_loss: float = 0.0
+    clip_norm: float | None = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullConfig(PretrainConfig, FactConfig):
+    """Settings of full fine-tuning on facts."""
+
+    steps: int = 25
+    stop_loss: float = 1e-2
+
+
+def full_fine_tune(model: Model, config: FullConfig) -> Editor:
+    """Full fine-tuning: AdamW on all parameters, its moments carried from one batch of facts to the next.
+
+    The state is optax's. Raises ConfigError for a layer out of range or an unknown projection, and as
+    `optimiser.rate`.
+    """
+    first = 0 if config.layers is None else min(config.layers)
+
+    def ask(bind: Bind, start: dict[str, Array], requests: Requests) -> Objective:
+        return target_nll(bind, start, requests, first, config.objective)
+
+    return _editor(model, config, ask)
+
+
+def continue_pretraining(model: Model, config: PretrainConfig) -> Editor:
+    """Continual pre-training (Gururangan et al. 2020, arXiv 2004.10964): `update` takes a `TextBatch`.
+
+    The state is optax's. Errors as `full_fine_tune`.
+    """
+
+    def ask(bind: Bind, _: dict[str, Array], batch: TextBatch) -> Objective:
+        return text_nll(bind, batch)
+
+    return _editor(model, config, ask)
+
+
+def _editor(model: Model, config: PretrainConfig, ask: Ask) -> Editor:
+    paths = model.parameter_paths(config.layers, config.targets)
+    transform = optimiser(config)
+
+    def init(params: Params) -> optax.OptState:
+        return transform.init({path: params.edited[path] for path in paths})
+
+    def update(params: Params, state: optax.OptState, requests: Any):
+        start = {path: params.edited[path] for path in paths}
+
+        def bind(weights: dict[str, Array]) -> Decoder:
+            return model.bind(Params(params.edited | weights, params.frozen))
+
+        end = descend(ask(bind, start, requests), start, state, transform, config)
+        deltas = jax.tree.map(jnp.subtract, end.weights, start)
+        info = EditInfo(deltas, end.metrics, all_finite(end.weights))
+        return Params(params.edited | end.weights, params.frozen), end.optimiser, info
+
+    return Editor(init, update)
