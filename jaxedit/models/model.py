@@ -10,7 +10,7 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array
 
-from jaxedit.errors import ConfigError
+from jaxedit.errors import ConfigError, unknown_name
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.decoder import Decoder
 from jaxedit.types import Params
@@ -65,6 +65,25 @@ class Model:
                     f"layer {layer} is out of range: the model has layers 0 to {self.config.n_layers - 1}"
                 )
         return {layer: self.config.edited_path(layer) for layer in layers}
+
+    def matrix_paths(self, layers: Iterable[int], names: Iterable[str]) -> tuple[str, ...]:
+        """Kernel paths of the linear layers `names` ("mlp.up", "attention.query", ...) in each of `layers`.
+
+        Raises ConfigError for a layer out of range, and for a name that the blocks do not have.
+        """
+        found = []
+        for layer in self.edited_paths(layers):
+            start = f"layers.{layer}."
+            known = [
+                path.removeprefix(start).removesuffix(".kernel")
+                for path in self.shapes
+                if path.startswith(start) and path.endswith(".kernel")
+            ]
+            for name in names:
+                if name not in known:
+                    raise ConfigError(unknown_name("matrix", name, known))
+                found.append(f"{start}{name}.kernel")
+        return tuple(found)
 
 
 def join(params: Params) -> dict[str, Array]:

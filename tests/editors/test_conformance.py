@@ -11,13 +11,19 @@ import pytest
 from jaxtyping import Array
 
 from jaxedit.editors import METHODS, Settings
-from jaxedit.editors.registry import Method
+from jaxedit.editors.registry import Method, edited_paths
 from jaxedit.trajectory.run import Chunk, chunk_function, stack
 from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests
 from tests.cases import FACTS, Case, relative, same_bits
 
 CLOSED = Settings(steps=3, learning_rate=0.1, weight_decay=0.01, lam=0.5, stop_loss=0.0)
 GRADIENT = Settings(steps=3, learning_rate=1e-3, stop_loss=0.0)
+SETTINGS = {  # of those that are neither
+    "mend": Settings(layers=(0, 1), rank=8, learning_rate=0.1),
+    "malmen": Settings(layers=(0, 1), rank=8, learning_rate=0.1),
+    "ultraedit": Settings(layers=(0, 1), learning_rate=1e-3),
+    "stableedit": Settings(layers=(0, 1), learning_rate=1e-3, tokens="all"),
+}
 SPARE = 2  # a layer whose matrix is a float32 master too, but no editor's here
 CONTEXTS = ("", "Because of it", "I")
 BATCHES = ((0, 1), (2, 3), (4, 0))
@@ -34,13 +40,14 @@ class Row:
     editor: Editor
     params: Params
     state: Any
+    given: Any  # second moments, or an untrained network
     batches: list[Requests]
     update: Callable[[Params, Any, Requests], Updated]
     traces: list[int]
 
     @property
     def paths(self) -> list[str]:
-        return list(self.case.model.edited_paths(self.config.layers).values())
+        return list(edited_paths(self.case.model, self.config))
 
     def first(self) -> Updated:
         return self.update(self.params, self.state, self.batches[0])
@@ -49,9 +56,12 @@ class Row:
 @pytest.fixture(scope="module", params=METHODS)
 def row(request: pytest.FixtureRequest, gpt2: Case) -> Row:
     method = METHODS[request.param]
-    config = method.configure(gpt2.model.config, CLOSED if method.needs_moments else GRADIENT)
-    editor = method.build(gpt2.model, gpt2.moments, config)
-    params, traces = gpt2.params({*config.layers, SPARE}), []
+    settings = SETTINGS.get(method.name, CLOSED if method.needs_moments else GRADIENT)
+    config = method.configure(gpt2.model.config, settings)
+    given = gpt2.moments if method.fresh is None else method.fresh(gpt2.model, config, jax.random.key(0))
+    editor = method.build(gpt2.model, given, config)
+    written = {*edited_paths(gpt2.model, config), gpt2.model.config.edited_path(SPARE)}
+    params, traces = gpt2.model.split(gpt2.checkpoint.params, written), []
 
     def update(params: Params, state: Any, requests: Requests) -> Updated:
         traces.append(1)
@@ -59,7 +69,8 @@ def row(request: pytest.FixtureRequest, gpt2: Case) -> Row:
 
     whole = gpt2.encode(FACTS, CONTEXTS)
     batches = [jax.tree.map(lambda x: x[jnp.array(batch)], whole) for batch in BATCHES]  # noqa: B023
-    return Row(method, gpt2, config, editor, params, editor.init(params), batches, jax.jit(update), traces)
+    state = editor.init(params)
+    return Row(method, gpt2, config, editor, params, state, given, batches, jax.jit(update), traces)
 
 
 def shapes(tree: Any) -> Any:
@@ -78,11 +89,13 @@ def test_types_and_shapes(row: Row) -> None:
     for path, delta in info.delta.items():
         d_in, d_out = row.params.edited[path].shape
         if isinstance(delta, LowRank):
-            facts = len(BATCHES[0])
-            assert shapes(delta) == LowRank(((d_in, facts), jnp.float32), ((facts, d_out), jnp.float32))
+            rank = delta.left.shape[1]
+            assert shapes(delta) == LowRank(((d_in, rank), jnp.float32), ((rank, d_out), jnp.float32))
+            assert rank == len(BATCHES[0]) if row.method.needs_moments else rank < min(d_in, d_out)
         else:
             assert shapes(delta) == ((d_in, d_out), jnp.float32)
-    assert isinstance(info.delta[row.paths[0]], LowRank) == row.method.needs_moments
+    if row.method.name not in SETTINGS:
+        assert isinstance(info.delta[row.paths[0]], LowRank) == row.method.needs_moments
     assert info.finite.shape == ()
     assert info.finite.dtype == bool
     assert bool(info.finite)
@@ -109,7 +122,7 @@ def test_state_shares_no_memory_with_the_parameters(row: Row) -> None:
     """So that a driver may take the state over."""
     for leaf in jax.tree.leaves(row.editor.init(row.params)):
         leaf.delete()
-    kept = (row.params, row.case.moments, row.case.checkpoint.params)
+    kept = (row.params, row.given, row.case.checkpoint.params)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept))
 
 
@@ -146,7 +159,8 @@ def test_finite_is_false_where_a_weight_is_not(row: Row, bad: float) -> None:
 
 def test_finite_is_false_where_a_second_moment_in_use_is_not(row: Row) -> None:
     moments = {layer: moment.at[0, 0].set(jnp.nan) for layer, moment in row.case.moments.items()}
-    state = row.method.build(row.case.model, moments, row.config).init(row.params)
+    given = row.given if row.method.needs_net else moments
+    state = row.method.build(row.case.model, given, row.config).init(row.params)
     _, _, info = row.update(row.params, state, row.batches[0])
     assert bool(info.finite) != row.method.needs_moments
 
