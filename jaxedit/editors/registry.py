@@ -211,7 +211,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "mend", "arXiv 2110.11309", "hypernetwork", "all MLP matrices of the last three layers, rank one a token",
-            "nothing", None, lambda model: mend_config(last_layers(model), model.gated_mlp), hypernetwork, fresh,
+            "nothing", None, lambda model: mend_config(last_layers(model, 3), model.gated_mlp), hypernetwork, fresh,
         ),
         Method(
             "malmen", "arXiv 2311.04661", "hypernetwork", "the last six layers, rank one a token", "nothing", None,

@@ -48,8 +48,8 @@ def train_hypernetwork(
     """
     check(training, lessons)
     params = model.split(flat, model.matrix_paths(config.layers, config.matrices))
-    advance = jax.jit(functools.partial(train_step, model, config, training))
-    look = jax.jit(functools.partial(held_out_loss, model, config, training))
+    advance = functools.partial(jax.jit(train_step, static_argnums=(0, 1, 2)), model, config, training)
+    look = functools.partial(jax.jit(held_out_loss, static_argnums=(0, 1, 2)), model, config, training)
     groups, facts = grouped(held_out, training.edits), len(lessons.requests.weight)
     start_key, order_key = jax.random.split(key)
     progress = begin(fresh(model, config, start_key), training)

@@ -18,6 +18,9 @@ NAMES = {
 }
 
 
+look = jax.jit(token_features, static_argnums=(0, 3, 4))
+
+
 def take(requests: Requests, facts: list[int]) -> Requests:
     return Requests(*(np.asarray(x)[facts] for x in requests))
 
@@ -34,14 +37,14 @@ def edit_loss(case: Case, params: Params, requests: Requests) -> jax.Array:
 def test_sum_of_key_times_gradient_is_the_gradient_of_every_matrix(case: Case) -> None:
     paths = case.model.matrix_paths((0, 1, 2), NAMES[case.name])
     params, requests = case.model.split(case.checkpoint.params, paths), case.encode(FACTS, ("",))
-    found = jax.jit(lambda p: token_features(case.model, p, requests, paths, "all"))(params)
+    found = look(case.model, params, requests, paths, "all")
     expected = jax.jit(jax.grad(lambda edited: edit_loss(case, Params(edited, params.frozen), requests)))(
         params.edited
     )
     assert sorted(found.pairs) == sorted(expected)
     for path, pairs in found.pairs.items():
         assert relative(pairs.key.T @ pairs.gradient, expected[path]) <= 1e-5
-    assert float(found.loss.sum()) == pytest.approx(float(edit_loss(case, params, requests)), rel=1e-5)
+    assert float(found.loss.sum()) == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_a_fact_has_the_same_pairs_alone_in_a_batch_and_beside_padding(gpt2: Case) -> None:
@@ -50,7 +53,7 @@ def test_a_fact_has_the_same_pairs_alone_in_a_batch_and_beside_padding(gpt2: Cas
 
     def pairs(facts: list[int], size: int):
         requests = pad_requests(take(whole, facts), size)
-        return token_features(gpt2.model, params, requests, paths, "all").pairs[paths[0]]
+        return look(gpt2.model, params, requests, paths, "all").pairs[paths[0]]
 
     together = pairs([3, 0], 4)
     rows = len(together.real) // 4
@@ -70,8 +73,7 @@ def test_answer_tokens_are_those_of_all_that_predict_the_target(gpt2: Case) -> N
     paths = gpt2.model.matrix_paths((2,), ("mlp.down",))
     params, requests = gpt2.params([2]), gpt2.encode(FACTS, ("",))
     every, answer = (
-        token_features(gpt2.model, params, requests, paths, tokens).pairs[paths[0]]
-        for tokens in ("all", "answer")
+        look(gpt2.model, params, requests, paths, tokens).pairs[paths[0]] for tokens in ("all", "answer")
     )
     # Nothing is mixed over tokens above the last layer's down-projection: only predicting tokens have a gradient.
     assert int(every.real.sum()) == int(requests.target_mask.sum()) == int(answer.real.sum())
