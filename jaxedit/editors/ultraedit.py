@@ -112,7 +112,7 @@ def counted(state: Lifelong, pairs: dict[str, Pairs]) -> Lifelong:
 def gradients_of(running: Running, pairs: Pairs) -> Running:
     """The moments of the gradients alone."""
     keys = pairs.key.shape[-1]
-    return Running(running.count, running.mean[keys:], running.squares[keys:])
+    return Running(running.total, running.mean[keys:], running.squares[keys:])
 
 
 def lifelong_shift(state: Lifelong, pairs: Pairs, config: LifelongConfig) -> LowRank | Float[Array, "in out"]:
@@ -123,7 +123,7 @@ def lifelong_shift(state: Lifelong, pairs: Pairs, config: LifelongConfig) -> Low
     if pairs.shape in state.scatter:
         of_gradients = gradients_of(running, pairs)
         gradient = jax.lax.cond(
-            running.count > gradient.shape[-1] + 1,  # below, the covariance has no inverse
+            running.total > gradient.shape[-1] + 1,  # below, the covariance has no inverse
             lambda: whiten(state.scatter[pairs.shape], of_gradients, pairs.gradient),
             lambda: gradient,
         )

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxedit.errors import RunError
@@ -55,7 +57,9 @@ class Checkpoints:
         """The last state saved; the argument gives structure, shapes and types."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _flat(like))
         found = self._manager.restore(self.latest, args=ocp.args.StandardRestore(abstract))
-        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in _flat(like)])
+        # Through numpy: not bound to a device, as when training began, so that nothing compiles a second time.
+        leaves = [jnp.asarray(np.asarray(found[name])) for name in _flat(like)]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -167,7 +167,8 @@ def change_loss(
     RLEdit (arXiv 2502.05759) sums the losses of the edits so far, each weighed by `decay` to the power of its age.
     """
     after = moved(before, changes)
-    loss = training.size_weight * sum(jnp.sum(jnp.square(change)) for change in changes.values())
+    size = jnp.stack([jnp.sum(jnp.square(change)) for change in changes.values()]).sum()
+    loss = training.size_weight * size
     for age in range(training.look_back if training.sequence else 1):
         lesson = take(batch, jnp.maximum(index - age, 0))
         worth = edit_loss(model, training, before, after, lesson)

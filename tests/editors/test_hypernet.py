@@ -74,7 +74,7 @@ def expected_delta(net: Hypernet, path: str, tokens: list[oracle.Token]) -> torc
         for b in net.net.blocks[shape]
     ]
     running = net.running[shape]
-    spread = oracle.Spread(exact(running.mean), (exact(running.squares) / (int(running.count) - 1)).sqrt())
+    spread = oracle.Spread(exact(running.mean), (exact(running.squares) / (int(running.total) - 1)).sqrt())
     rate = float(net.net.rate[path])
     if path in net.net.log_ridge:
         return oracle.malmen(layers, spread, rate, float(net.net.log_ridge[path]), tokens)
@@ -130,7 +130,7 @@ def test_untrained_mend_is_gradient_descent_on_plain_and_then_on_normalised_fact
     changes = shift(start.net, running, features.pairs)
     for path, pairs in features.pairs.items():
         moments = running[pairs.shape]
-        std = np.sqrt(np.asarray(moments.squares, np.float64) / (int(moments.count) - 1))
+        std = np.sqrt(np.asarray(moments.squares, np.float64) / (int(moments.total) - 1))
         normal = (np.asarray(pairs.joined, np.float64) - moments.mean) / np.where(std > 0, std, 1)
         normal = normal[np.asarray(pairs.real)]
         split = pairs.key.shape[-1]
@@ -163,7 +163,7 @@ def test_lifelong_moments_go_on_with_every_edit_and_are_used(gpt2: Case) -> None
     pairs = features_of(gpt2, config, [0, 3]).pairs
     expected = fold_pairs(net.running, pairs)
     for shape, running in state.running.items():
-        assert int(running.count) == int(expected[shape].count) > int(net.running[shape].count)
+        assert int(running.total) == int(expected[shape].total) > int(net.running[shape].total)
         assert relative(running.mean, expected[shape].mean) <= 1e-5
     for path, delta in shift(net.net, expected, pairs).items():
         assert relative(dense(info.delta[path]), dense(delta)) <= 1e-4

@@ -34,7 +34,7 @@ def test_running_moments_are_those_of_two_passes() -> None:
     x, real = batches()
     running, scatter = folded(x, real)
     every = np.concatenate([rows[which] for rows, which in zip(x, real, strict=True)]).astype(np.float64)
-    assert int(running.count) == len(every)
+    assert int(running.total) == len(every)
     assert relative(running.mean, every.mean(axis=0)) <= 1e-6
     assert relative(running.squares, np.square(every - every.mean(axis=0)).sum(axis=0)) <= 1e-5
     assert scatter.dtype == np.float64

@@ -64,7 +64,7 @@ def test_both_edits_of_a_sequence_are_the_oracles(case: Case, name: str) -> None
             found = info.delta[f"layers.{matrix[0]}.mlp.down.kernel"]
             assert relative(dense(found), expected) <= TOLERANCE
             add(model, matrix, expected)
-    assert {int(running.count) for running in state.running.values()} == {len(seen)}
+    assert {int(running.total) for running in state.running.values()} == {len(seen)}
 
 
 def test_warm_up_moves_the_moments_as_editing_does_and_writes_nothing(gpt2: Case) -> None:
@@ -103,7 +103,7 @@ def test_moments_of_two_batches_are_those_of_one() -> None:
     parts, whole = none, counted(none, {"a": both})
     for pairs in (first, second):
         parts = counted(parts, {"a": pairs})
-    assert int(whole.running["6x4"].count) == 12
+    assert int(whole.running["6x4"].total) == 12
     for one, other in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         assert relative(one, other) <= 1e-5
 

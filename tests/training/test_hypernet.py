@@ -24,24 +24,29 @@ from jaxedit.types import PARAPHRASE, REWRITE
 from tests.cases import FACTS, Case, same_bits
 
 LAYERS = (0, 1)
-QUICK = TrainConfig(edits=1, accumulate=2, steps=20, every=10, learning_rate=1e-2, rate_learning_rate=1e-3)
+QUICK = TrainConfig(edits=1, accumulate=4, steps=20, every=10, learning_rate=1e-3, rate_learning_rate=1e-4)
+TARGETS = ("Rome", "Italy", "English", "jazz")
+NETS = (pytest.param("mend", marks=pytest.mark.slow), "malmen")
 OTHERS = ("The weather of the town is", "The famous pianist lies in the city of")
 
 
 def mend_of(case: Case) -> HyperConfig:
-    return replace(mend_config(LAYERS, case.model.config.gated_mlp, rank=8), learning_rate=1e-3)
+    return replace(mend_config(LAYERS, case.model.config.gated_mlp, rank=8), learning_rate=1e-4)
 
 
 def malmen_of() -> HyperConfig:
     return replace(malmen_config(LAYERS, rank=8), learning_rate=1e-3)
 
 
-def lessons_of(case: Case, chosen: slice) -> Lessons:
+def lessons_of(case: Case, held_out: bool = False, count: int | None = None) -> Lessons:
+    """Every prompt with every target; each target is held out with another prompt."""
     facts = [
-        replace(fact, paraphrases=(f"Because of it, {fact.prompt}",), neighborhood=OTHERS)
-        for fact in FACTS[chosen]
+        replace(fact, target_new=target, paraphrases=(f"Because of it, {fact.prompt}",), neighborhood=OTHERS)
+        for i, fact in enumerate(FACTS)
+        for j, target in enumerate(TARGETS)
+        if ((i + j) % len(TARGETS) == 0) == held_out
     ]
-    return encode_lessons(facts, case.checkpoint.tokenizer, max_length=64)
+    return encode_lessons(facts[:count], case.checkpoint.tokenizer, max_length=64)
 
 
 def train(
@@ -51,17 +56,17 @@ def train(
     folder: Path | None = None,
     report: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Trained:
-    lessons, held_out = lessons_of(case, slice(0, 3)), lessons_of(case, slice(3, 5))
+    lessons, held_out = lessons_of(case), lessons_of(case, held_out=True)
     key, flat = jax.random.key(0), case.checkpoint.params
     return train_hypernetwork(case.model, flat, lessons, held_out, config, training, key, folder, report)
 
 
-@pytest.mark.parametrize("name", ["mend", "malmen"])
+@pytest.mark.parametrize("name", NETS)
 def test_split_meta_gradient_is_that_of_one_differentiation_through_everything(gpt2: Case, name: str) -> None:
     config = mend_of(gpt2) if name == "mend" else malmen_of()
     paths = gpt2.model.matrix_paths(config.layers, config.matrices)
     params = gpt2.model.split(gpt2.checkpoint.params, paths)
-    lesson = jax.tree.map(jnp.asarray, lessons_of(gpt2, slice(0, 3)))
+    lesson = jax.tree.map(jnp.asarray, lessons_of(gpt2, count=3))
     look = jax.jit(token_features, static_argnums=(0, 3, 4))
     features = look(gpt2.model, params, lesson.requests, paths, config.tokens)
     start = fresh(gpt2.model, config, jax.random.key(0))
@@ -102,7 +107,7 @@ def test_split_meta_gradient_is_that_of_one_differentiation_through_everything(g
 def test_judgement_is_the_mean_over_a_facts_prompts_and_locality_is_zero_for_the_same_model(
     gpt2: Case,
 ) -> None:
-    lesson = lessons_of(gpt2, slice(0, 3))
+    lesson = lessons_of(gpt2, count=3)
     params = gpt2.params(LAYERS)
     said = jax.jit(predictions, static_argnums=0)
     before = said(gpt2.model, params, lesson.probes)
@@ -117,11 +122,11 @@ def test_judgement_is_the_mean_over_a_facts_prompts_and_locality_is_zero_for_the
     assert float(judge(before, said(gpt2.model, other, lesson.probes), lesson).locality) > 0
 
 
-@pytest.mark.parametrize("name", ["mend", "malmen"])
+@pytest.mark.parametrize("name", NETS)
 def test_training_lowers_the_held_out_loss(gpt2: Case, name: str) -> None:
     config = mend_of(gpt2) if name == "mend" else malmen_of()
     trained = train(gpt2, config, QUICK)
-    assert trained.held_out.min() < 0.97 * trained.held_out[0]
+    assert trained.held_out.min() < 0.95 * trained.held_out[0]
     assert np.isfinite(trained.losses).all()
     assert len(trained.losses) == QUICK.steps
     assert not same_bits(trained.hypernet.net, fresh(gpt2.model, config, jax.random.key(0)).net)
@@ -157,7 +162,7 @@ def test_training_stops_early_with_the_best_net_and_when_interrupted_goes_on_to_
 def test_a_sequence_of_edits_is_judged_by_those_before(gpt2: Case) -> None:
     """RLEdit: the loss of the second change is its own and, weighed by the decay, that of the first one's fact."""
     training = replace(QUICK, sequence=True, look_back=2, decay=0.5, size_weight=0.25)
-    batch = jax.tree.map(lambda x: jnp.asarray(x[:2, None]), lessons_of(gpt2, slice(0, 3)))
+    batch = jax.tree.map(lambda x: jnp.asarray(x[:2, None]), lessons_of(gpt2, count=3))
     params, path = gpt2.params(LAYERS), gpt2.model.config.edited_path(0)
     changes = {path: 0.05 * jax.random.normal(jax.random.key(0), gpt2.model.shapes[path])}
     after, size = moved(params, changes), float(jnp.square(changes[path]).sum())
@@ -170,7 +175,12 @@ def test_a_sequence_of_edits_is_judged_by_those_before(gpt2: Case) -> None:
     assert float(found) == pytest.approx(0.25 * size + own + 0.5 * earlier, rel=1e-5)
     first = loss(gpt2.model, training, params, batch, jnp.int32(0), changes)
     assert float(first) == pytest.approx(0.25 * size + earlier, rel=1e-5)
-    trained = train(gpt2, malmen_of(), replace(training, steps=2, size_weight=0.0))
+
+
+@pytest.mark.slow
+def test_training_on_sequences_lowers_the_held_out_loss(gpt2: Case) -> None:
+    trained = train(gpt2, malmen_of(), replace(QUICK, sequence=True, look_back=3))
+    assert trained.held_out.min() < 0.95 * trained.held_out[0]
     assert np.isfinite(trained.losses).all()
 
 
@@ -187,7 +197,7 @@ def test_order_takes_every_fact_once_a_pass_and_is_a_function_of_key_and_step() 
 def test_a_net_comes_back_from_its_file_and_only_for_its_model(gpt2: Case, tmp_path: Path) -> None:
     config, file = mend_of(gpt2), tmp_path / "nets" / "mend.safetensors"
     start = fresh(gpt2.model, config, jax.random.key(3))
-    net = Hypernet(start.net, {shape: r._replace(count=jnp.int32(7)) for shape, r in start.running.items()})
+    net = Hypernet(start.net, {shape: r._replace(total=jnp.int32(7)) for shape, r in start.running.items()})
     save_net(file, NetFile(net, config), "a" * 64, facts="tiny")
     found = load_net(file, gpt2.model, "a" * 64)
     assert found.config == config
@@ -209,7 +219,7 @@ def test_a_net_comes_back_from_its_file_and_only_for_its_model(gpt2: Case, tmp_p
 
 def test_settings_and_facts_that_cannot_work_are_refused(gpt2: Case) -> None:
     for change, message in (
-        ({"edits": 9}, "there are 3 facts"),
+        ({"edits": 16}, "there are 15 facts"),
         ({"patience": 0}, "patience is 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"decay": -1.0}, "decay is -1.0"),
