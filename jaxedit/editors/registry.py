@@ -1,7 +1,7 @@
 """The table of editing methods: drives the command line, the conformance tests and the README."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,23 +11,29 @@ from jaxedit.editors.alphaedit import alphaedit_config, evoedit_config
 from jaxedit.editors.blue import blue
 from jaxedit.editors.d4s import d4s, d4s_config
 from jaxedit.editors.encore import encore_config
+from jaxedit.editors.features import FeatureConfig
 from jaxedit.editors.finetune import FineTuneConfig, fine_tune
 from jaxedit.editors.full import FullConfig, PretrainConfig, continue_pretraining, full_fine_tune
+from jaxedit.editors.hyperedit import hypernetwork
+from jaxedit.editors.hypernet import HyperConfig, Hypernet, fresh
 from jaxedit.editors.locate import LocateConfig, locate_and_edit
 from jaxedit.editors.lora import LoRAConfig, LoRASequenceConfig, lora, lora_sequence
 from jaxedit.editors.lyaplock import lyaplock, lyaplock_config
+from jaxedit.editors.malmen import malmen_config
 from jaxedit.editors.memit import emmet_config, memit_config
+from jaxedit.editors.mend import mend_config
 from jaxedit.editors.moving_null_space import betaedit_config, langedit_config, moving_null_space
 from jaxedit.editors.nas import nas_config
 from jaxedit.editors.optimiser import OptimiserConfig, rate
 from jaxedit.editors.pmet import pmet_config
 from jaxedit.editors.rome import r_rome_config, rome_config
+from jaxedit.editors.ultraedit import LifelongConfig, stable_config, ultra_edit
 from jaxedit.errors import ConfigError, unknown_name
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.model import Model
 from jaxedit.types import Editor
 
-EditorConfig = LocateConfig | FineTuneConfig | LoRAConfig | PretrainConfig
+EditorConfig = LocateConfig | FineTuneConfig | LoRAConfig | PretrainConfig | FeatureConfig
 NULL_SPACES = {"null_threshold": "null_fraction", "null_fraction": "null_threshold"}  # one replaces the other
 
 
@@ -44,7 +50,7 @@ class Settings:
     lam_n: float | None = None
     """Ridge on the update (closed forms)."""
     ridge: float | None = None
-    """Softness of the constraints: EMMET's eps (closed forms)."""
+    """Softness of the constraints: EMMET's eps (closed forms), of the regression (UltraEdit, StableEdit)."""
     memory: bool | None = None
     """Preserve the keys of all earlier edits (closed forms)."""
     memory_keys: Literal["solved", "recomputed"] | None = None
@@ -62,7 +68,7 @@ class Settings:
     anchor: float | None = None
     """Norm of all values; 0 takes the first batch's mean (NAS)."""
     learning_rate: float | None = None
-    """Of Adam: on the value (closed forms), or on the weights (gradient editors)."""
+    """Of Adam on the value (closed forms) or weights (gradient editors); of the step (hypernetworks, UltraEdit)."""
     steps: int | None = None
     """Steps of that optimisation in every update."""
     weight_decay: float | None = None
@@ -92,11 +98,15 @@ class Settings:
     warmup_steps: int | None = None
     """Steps in which the learning rate rises linearly from 0."""
     rank: int | None = None
-    """Rank of the adapters (LoRA)."""
+    """Rank of the adapters (LoRA), or of the network's maps (hypernetworks)."""
     alpha: float | None = None
     """The adapters' product counts alpha / rank times (LoRA)."""
     seed: int | None = None
     """Of the adapters' initial values (LoRA)."""
+    tokens: Literal["all", "answer"] | None = None
+    """Which tokens' keys and gradients are used (hypernetworks, UltraEdit, StableEdit)."""
+    lifelong: bool | None = None
+    """Go on with the network's running moments while editing (hypernetworks)."""
 
 
 def down_projections(model: Model, config: Any) -> tuple[str, ...]:
@@ -115,18 +125,23 @@ class Method:
 
     name: str
     paper: str
-    kind: Literal["closed form", "gradient"]
+    kind: Literal["closed form", "gradient", "hypernetwork"]
     edits: str
     remembers: str
     contexts: Literal["memit", "rome"] | None  # style of the sampled prefixes
     preset: Callable[[DecoderConfig], EditorConfig]
-    build: Callable[[Model, Mapping[int, Array], Any], Editor]
+    build: Callable[[Model, Any, Any], Editor]  # with second moments by layer, or the trained network
     paths: Callable[[Model, Any], tuple[str, ...]] = down_projections  # of the parameters that it writes
     request: Literal["facts", "text"] = "facts"  # what an update takes: `Requests`, or a `TextBatch`
+    fresh: Callable[[Model, Any, Array], Hypernet] | None = None  # an untrained network, where one is needed
 
     @property
     def needs_moments(self) -> bool:
         return self.kind == "closed form"
+
+    @property
+    def needs_net(self) -> bool:
+        return self.fresh is not None
 
     def configure(self, model: DecoderConfig, settings: Settings = Settings()) -> Any:
         """The preset for this model with the departures. Raises ConfigError for one it does not have."""
@@ -157,6 +172,9 @@ def check(config: EditorConfig, editor: str) -> None:
     layers = config.layers
     if layers is not None and (not layers or list(layers) != sorted(set(layers))):
         raise ConfigError(f"editor {editor!r}: layers are {layers}; give one or more, ascending, each once")
+    if isinstance(config, FeatureConfig):
+        check_features(config, editor)
+        return
     optimiser = config.values if isinstance(config, LocateConfig) else config
     positive = {"learning_rate": optimiser.learning_rate, "steps": optimiser.steps}
     not_negative = {"stop_loss": optimiser.stop_loss}
@@ -197,6 +215,14 @@ def check(config: EditorConfig, editor: str) -> None:
             raise ConfigError(f"editor {editor!r}: {error}") from None
 
 
+def check_features(config: FeatureConfig, editor: str) -> None:
+    """`check` of editors that work on token-wise features."""
+    names = {HyperConfig: ("learning_rate", "rank", "blocks"), LifelongConfig: ("learning_rate", "ridge")}
+    for name in names[type(config)]:
+        if not (value := getattr(config, name)) > 0:
+            raise ConfigError(f"editor {editor!r}: {name} is {value}; it must be above 0")
+
+
 def _names(config: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(config)}
 
@@ -210,6 +236,17 @@ def layer_span(model: DecoderConfig) -> tuple[int, ...]:
     """Depth rule for editors of several layers: 0.2 to 0.35 of the depth (layers 6 to 10 of 30)."""
     last = model.n_layers - 1
     return tuple(range(round(0.2 * last), round(0.35 * last) + 1))
+
+
+def last_layers(model: DecoderConfig, count: int) -> tuple[int, ...]:
+    """The last `count` layers, where MEND (three) and MALMEN (six of GPT-J) edit."""
+    return tuple(range(max(model.n_layers - count, 0), model.n_layers))
+
+
+def late_layers(model: DecoderConfig) -> tuple[int, ...]:
+    """Depth rule for UltraEdit and StableEdit: 0.67 to 0.96 of the depth (GPT-J's 18 to 26 of 28)."""
+    last = model.n_layers - 1
+    return tuple(range(round(0.67 * last), round(0.96 * last) + 1))
 
 
 # Presets use the depth rule; `lam` is that of SmolLM2-135M, searched over decades. It is 1/20 of GPT2-XL's: its
@@ -333,6 +370,26 @@ METHODS: dict[str, Method] = {
             "pretrain", "arXiv 2004.10964", "gradient", "all parameters, or chosen ones, dense",
             "AdamW's moments", None, lambda model: PretrainConfig(),
             lambda model, _, config: continue_pretraining(model, config), chosen_parameters, "text",
+        ),
+        Method(
+            "mend", "arXiv 2110.11309", "hypernetwork", "all MLP matrices of the last three layers, rank one a token",
+            "nothing", None, lambda model: mend_config(last_layers(model, 3), model.gated_mlp), hypernetwork,
+            chosen_parameters, fresh=fresh,
+        ),
+        Method(
+            "malmen", "arXiv 2311.04661", "hypernetwork", "the last six layers, rank one a token", "nothing", None,
+            lambda model: malmen_config(last_layers(model, 6)), hypernetwork,
+            chosen_parameters, fresh=fresh,
+        ),
+        Method(
+            "ultraedit", "arXiv 2505.14679", "gradient", "a span of late layers, rank one a token",
+            "running moments of keys and gradients", None, lambda model: LifelongConfig(late_layers(model)),
+            lambda model, _, config: ultra_edit(model, config), chosen_parameters,
+        ),
+        Method(
+            "stableedit", "arXiv 2605.11836", "gradient", "a span of late layers, rank one a token",
+            "running moments of keys, covariance of gradients", None, lambda model: stable_config(late_layers(model)),
+            lambda model, _, config: ultra_edit(model, config), chosen_parameters,
         ),
     )
 }  # fmt: skip

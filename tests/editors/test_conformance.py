@@ -21,7 +21,14 @@ CLOSED = Settings(steps=3, learning_rate=0.1, weight_decay=0.01, lam=0.5, stop_l
 GRADIENT = Settings(steps=3, learning_rate=1e-3, stop_loss=0.0)
 WHOLE = replace(GRADIENT, layers=(0, 1), targets=("attention", "mlp"))
 BY_KIND = {"closed form": CLOSED, "gradient": GRADIENT}
-SETTINGS = {"full-ft": WHOLE, "pretrain": WHOLE}  # of editors that write every layer if not told otherwise
+SETTINGS = {
+    "full-ft": WHOLE,  # these two write every layer if not told otherwise
+    "pretrain": WHOLE,
+    "mend": Settings(layers=(0, 1), rank=8, learning_rate=0.1),
+    "malmen": Settings(layers=(0, 1), rank=8, learning_rate=0.1),
+    "ultraedit": Settings(layers=(0, 1), learning_rate=1e-3),
+    "stableedit": Settings(layers=(0, 1), learning_rate=1e-3, tokens="all"),
+}
 SPARE = 2  # a layer whose matrix is a float32 master too, but no editor's here
 CONTEXTS = ("", "Because of it", "I")
 BATCHES = ((0, 1), (2, 3), (4, 0))
@@ -52,6 +59,7 @@ class Row:
     editor: Editor
     params: Params
     state: Any
+    given: Any  # second moments, or an untrained network
     batches: list[Any]
     update: Callable[[Params, Any, Any], Updated]
     traces: list[int]
@@ -71,7 +79,8 @@ def row(request: pytest.FixtureRequest, gpt2: Case) -> Row:
     if getattr(method.configure(gpt2.model.config), "lam", None) == 0:
         settings = replace(settings, lam=None)  # of the method's own kind: nothing weighs but the null space
     config = method.configure(gpt2.model.config, settings)
-    editor = method.build(gpt2.model, gpt2.moments, config)
+    given = gpt2.moments if method.fresh is None else method.fresh(gpt2.model, config, jax.random.key(0))
+    editor = method.build(gpt2.model, given, config)
     paths = {*method.paths(gpt2.model, config), gpt2.model.config.edited_path(SPARE)}
     params, traces = gpt2.model.split(gpt2.checkpoint.params, paths), []
 
@@ -81,7 +90,8 @@ def row(request: pytest.FixtureRequest, gpt2: Case) -> Row:
 
     whole = gpt2.encode(SHORT, CONTEXTS) if method.request == "facts" else text_of(gpt2)
     batches = [jax.tree.map(lambda x: x[jnp.array(batch)], whole) for batch in BATCHES]  # noqa: B023
-    return Row(method, gpt2, config, editor, params, editor.init(params), batches, jax.jit(update), traces)
+    state = editor.init(params)
+    return Row(method, gpt2, config, editor, params, state, given, batches, jax.jit(update), traces)
 
 
 def text_of(case: Case) -> TextBatch:
@@ -106,12 +116,14 @@ def test_types_and_shapes(row: Row) -> None:
     for path, delta in info.delta.items():
         d_in, d_out = row.params.edited[path].shape
         if isinstance(delta, LowRank):
-            rank = len(BATCHES[0]) if row.method.needs_moments else delta.left.shape[-1]
+            rank = delta.left.shape[1]
             assert shapes(delta) == LowRank(((d_in, rank), jnp.float32), ((rank, d_out), jnp.float32))
+            assert rank == len(BATCHES[0]) if row.method.needs_moments else rank < min(d_in, d_out)
         else:
             assert shapes(delta) == ((d_in, d_out), jnp.float32)
-    low_rank = row.method.name in ADAPTERS or "dense" not in row.method.edits
-    assert all(isinstance(delta, LowRank) == low_rank for delta in info.delta.values())
+    if row.method.fresh is None:  # a network's changes are dense where there are more tokens than dimensions
+        low_rank = row.method.name in ADAPTERS or "dense" not in row.method.edits
+        assert all(isinstance(delta, LowRank) == low_rank for delta in info.delta.values())
     assert info.finite.shape == ()
     assert info.finite.dtype == bool
     assert bool(info.finite)
@@ -138,7 +150,7 @@ def test_state_shares_no_memory_with_the_parameters(row: Row) -> None:
     """So that a driver may take the state over."""
     for leaf in jax.tree.leaves(row.editor.init(row.params)):
         leaf.delete()
-    kept = (row.params, row.case.moments, row.case.checkpoint.params)
+    kept = (row.params, row.given, row.case.checkpoint.params)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept))
 
 
@@ -186,7 +198,8 @@ def test_finite_is_false_where_a_weight_is_not(row: Row, bad: float) -> None:
 
 def test_finite_is_false_where_a_second_moment_in_use_is_not(row: Row) -> None:
     moments = {layer: moment.at[0, 0].set(jnp.nan) for layer, moment in row.case.moments.items()}
-    state = row.method.build(row.case.model, moments, row.config).init(row.params)
+    given = row.given if row.method.needs_net else moments
+    state = row.method.build(row.case.model, given, row.config).init(row.params)
     _, _, info = row.update(row.params, state, row.batches[0])
     assert bool(info.finite) != row.method.needs_moments
 

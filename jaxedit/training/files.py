@@ -1,0 +1,74 @@
+"""Trained networks on disk: one safetensors file, with what it was trained for in the metadata."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxedit.configs import build
+from jaxedit.editors.hypernet import HyperConfig, Hypernet, fresh
+from jaxedit.errors import ConfigError, StatisticsError
+from jaxedit.models.model import Model
+
+
+class NetFile(NamedTuple):
+    """A network and the settings it was trained for."""
+
+    hypernet: Hypernet
+    config: HyperConfig
+
+
+def save_net(file: str | Path, net: NetFile, fingerprint: str, **provenance: Any) -> None:
+    """Writes the network in one step. `fingerprint` is that of the base weights; the rest of `provenance` is JSON."""
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = provenance | {"weights": fingerprint, "config": dataclasses.asdict(net.config)}
+    temporary = file.with_suffix(f".{os.getpid()}.partial")
+    tensors = {name: np.array(leaf) for name, leaf in _named(net.hypernet).items()}
+    save_file(tensors, temporary, metadata={"provenance": json.dumps(content)})
+    os.replace(temporary, file)
+
+
+def load_net(file: str | Path, model: Model, fingerprint: str) -> NetFile:
+    """Reads a network for the model with this fingerprint of its weights.
+
+    Raises StatisticsError where the file cannot be read, was trained on other weights, or has numbers that are not
+    finite.
+    """
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            provenance = json.loads(tensors.metadata()["provenance"])
+            found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        weights, config = provenance["weights"], build(HyperConfig, provenance["config"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, ConfigError) as error:
+        raise StatisticsError(
+            f"{file} cannot be read as a trained network ({error}); train it again"
+        ) from None
+    if weights != fingerprint:
+        raise StatisticsError(
+            f"{file} was trained on the weights {weights[:12]}, the model has {fingerprint[:12]}: it belongs to "
+            f"another model. Train a network for this one."
+        )
+    abstract = jax.eval_shape(lambda: fresh(model, config, jax.random.key(0)))
+    wanted = _named(abstract)
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in wanted or name not in found or found[name].shape != wanted[name].shape:
+            raise StatisticsError(f"{file}: {name} is missing, unknown or of the wrong shape; train it again")
+        if not np.isfinite(found[name]).all():
+            raise StatisticsError(f"{file}: {name} is not finite; train it again with a lower learning rate")
+    leaves = [jnp.asarray(found[name]) for name in wanted]
+    return NetFile(jax.tree.unflatten(jax.tree.structure(abstract), leaves), config)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }

@@ -1,0 +1,120 @@
+"""UltraEdit and StableEdit against the oracle, their lifelong moments, and warm-up without writing."""
+
+import copy
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxedit.data import pad_requests
+from jaxedit.editors.features import Pairs
+from jaxedit.editors.hypernet import fold_pairs
+from jaxedit.editors.normalise import empty
+from jaxedit.editors.ultraedit import (
+    Lifelong,
+    LifelongConfig,
+    counted,
+    lifelong_shift,
+    observe,
+    stable_config,
+    start,
+    ultra_edit,
+)
+from jaxedit.linalg import dense
+from jaxedit.types import Requests
+from tests.cases import FACTS, Case, oracle_facts, relative, same_bits
+from tests.reference import hypernets as oracle
+from tests.reference.factors import Matrix, Token, add, factors
+
+LAYERS = (0, 1)
+BATCHES = ([0, 3], [4, 1, 2])
+RATE = 1e-4
+TOLERANCE = 1e-4
+
+
+def config_of(name: str) -> LifelongConfig:
+    """StableEdit on all tokens, so that there are more of them than the gradients have components."""
+    if name == "ultraedit":
+        return LifelongConfig(LAYERS, learning_rate=RATE)
+    return replace(stable_config(LAYERS), learning_rate=RATE, tokens="all")
+
+
+def requests_of(case: Case, batch: list[int], size: int = 3) -> Requests:
+    whole = case.encode(FACTS, ("",))
+    return pad_requests(Requests(*(np.asarray(x)[batch] for x in whole)), size)
+
+
+@pytest.mark.parametrize("name", ["ultraedit", "stableedit"])
+def test_both_edits_of_a_sequence_are_the_oracles(case: Case, name: str) -> None:
+    config = config_of(name)
+    editor, params = ultra_edit(case.model, config), case.params(LAYERS)
+    state, update, model = editor.init(params), jax.jit(editor.update), copy.deepcopy(case.oracle)
+    matrices: list[Matrix] = [(layer, "mlp.down") for layer in LAYERS]
+    seen: list[Token] = []
+    for batch in BATCHES:
+        params, state, info = update(params, state, requests_of(case, batch))
+        facts = [oracle_facts(FACTS)[i] for i in batch]
+        tokens = factors(model, case.checkpoint.tokenizer, facts, matrices, config.tokens)
+        seen += [token for matrix in matrices for token in tokens[matrix]]
+        assert not config.whitened or len(seen) > len(seen[0].v) + 1
+        for matrix in matrices:
+            expected = oracle.ultraedit(tokens[matrix], seen, RATE, config.ridge, config.whitened)
+            found = info.delta[f"layers.{matrix[0]}.mlp.down.kernel"]
+            assert relative(dense(found), expected) <= TOLERANCE
+            add(model, matrix, expected)
+    assert {int(running.total) for running in state.running.values()} == {len(seen)}
+
+
+def test_warm_up_moves_the_moments_as_editing_does_and_writes_nothing(gpt2: Case) -> None:
+    config = config_of("stableedit")
+    params, requests = gpt2.params(LAYERS), requests_of(gpt2, [0, 1, 2])
+    before = jax.tree.map(np.array, params)
+    warm, _ = jax.jit(observe(gpt2.model, config))(params, start(gpt2.model, config), requests)
+    assert same_bits(params, before)
+    editor = ultra_edit(gpt2.model, config)
+    update, cold = jax.jit(editor.update), editor.init(params)
+    for one, other in zip(
+        jax.tree.leaves(warm), jax.tree.leaves(update(params, cold, requests)[1]), strict=True
+    ):
+        assert relative(one, other) <= 1e-5
+    begun = ultra_edit(gpt2.model, config, warm).init(params)
+    assert same_bits(begun, warm)
+    later = requests_of(gpt2, [3, 4])
+    changes = [update(params, state, later)[2].delta for state in (cold, begun)]
+    assert all(relative(dense(changes[1][path]), dense(changes[0][path])) > 1e-2 for path in changes[0])
+
+
+def some_pairs(seed: int, tokens: int) -> Pairs:
+    """Of a matrix [6, 4]; the first two tokens are not real."""
+    keys, real = jax.random.split(jax.random.key(seed)), jnp.arange(tokens) > 1
+    key, gradient = (
+        jax.random.normal(k, (tokens, d)) * real[:, None] for k, d in zip(keys, (6, 4), strict=True)
+    )
+    return Pairs(key, gradient, real)
+
+
+def test_moments_of_two_batches_are_those_of_one() -> None:
+    first, second = some_pairs(0, 7), some_pairs(1, 9)
+    both = Pairs(*(jnp.concatenate(parts) for parts in zip(first, second, strict=True)))
+    with jax.enable_x64(True):
+        none = Lifelong({"6x4": empty(10)}, {"6x4": jnp.zeros((4, 4), jnp.float64)})
+    parts, whole = none, counted(none, {"a": both})
+    for pairs in (first, second):
+        parts = counted(parts, {"a": pairs})
+    assert int(whole.running["6x4"].total) == 12
+    for one, other in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        assert relative(one, other) <= 1e-5
+
+
+def test_twice_the_rate_is_twice_the_change_and_a_stronger_ridge_makes_it_smaller() -> None:
+    pairs = some_pairs(0, 9)
+    state = Lifelong(fold_pairs({"6x4": empty(10)}, {"a": pairs}), {})
+    config = LifelongConfig(LAYERS)
+    once, twice, strong = (
+        np.asarray(dense(lifelong_shift(state, pairs, replace(config, **change))))
+        for change in ({}, {"learning_rate": 2e-6}, {"ridge": 10.0})
+    )
+    assert relative(twice, 2 * once) <= 1e-6
+    assert np.linalg.norm(strong) < 0.9 * np.linalg.norm(once)
