@@ -18,6 +18,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg, subcommand
 
 from jaxedit import pipeline
+from jaxedit.commands_trace import TraceRun, execute_trace
 from jaxedit.configs import build, read_toml
 from jaxedit.data import dump_jsonl, load_facts
 from jaxedit.errors import ConfigError, FactError, JaxeditError
@@ -70,6 +71,13 @@ class Resume(Computing):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trace(Computing):
+    """Find the layers and tokens that recall facts, by causal tracing, and choose layers to edit."""
+
+    config: Annotated[TraceRun, arg(name="")] = field(default_factory=TraceRun)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report(Common):
     """Write the figures of runs again, and print their table."""
 
@@ -110,7 +118,7 @@ class Facts(Common):
     """Of the embedded set's wordings and targets."""
 
 
-Command = Run | Resume | Report | Export | Editors | Facts
+Command = Run | Resume | Trace | Report | Export | Editors | Facts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -146,6 +154,7 @@ def _parse(arguments: Sequence[str], run: Run) -> Command:
     commands: Any = (
         Annotated[Run, subcommand("run", default=run)]
         | Annotated[Resume, subcommand("resume")]
+        | Annotated[Trace, subcommand("trace")]
         | Annotated[Report, subcommand("report")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Editors, subcommand("editors")]
@@ -171,6 +180,8 @@ def execute(command: Command, out: Console, err: Console) -> None:
             _edit(lambda report: pipeline.run(config, report), out, err)
         case Resume(run=run):
             _edit(lambda report: pipeline.resume(run, report), out, err)
+        case Trace(config=config):
+            execute_trace(config, out, err)
         case Report(runs=runs, out=folder):
             _report(runs, folder, out)
         case Export(run=run, out=folder, dtype=dtype):

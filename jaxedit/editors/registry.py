@@ -10,6 +10,7 @@ from jaxtyping import Array
 from jaxedit.editors.finetune import FineTuneConfig, fine_tune
 from jaxedit.editors.locate import LocateConfig, locate_and_edit
 from jaxedit.editors.memit import emmet_config, memit_config
+from jaxedit.editors.presets import preset_for
 from jaxedit.editors.rome import r_rome_config, rome_config
 from jaxedit.errors import ConfigError, unknown_name
 from jaxedit.models.config import DecoderConfig
@@ -69,11 +70,16 @@ class Method:
         return self.kind == "closed form"
 
     def configure(self, model: DecoderConfig, settings: Settings = Settings()) -> EditorConfig:
-        """The preset for this model with the departures. Raises ConfigError for one it does not have."""
+        """The preset for this model with the departures. Raises ConfigError for one it does not have.
+
+        What `jaxedit.editors.presets` says of this editor and model comes before the depth rule.
+        """
         config = self.preset(model)
-        for name, value in dataclasses.asdict(settings).items():
-            if value is not None:
-                config = self._depart(config, name, value)
+        departures = {
+            name: value for name, value in dataclasses.asdict(settings).items() if value is not None
+        }
+        for name, value in (preset_for(self.name, model).settings | departures).items():
+            config = self._depart(config, name, value)
         check(config, model, self.name)
         return config
 
@@ -129,7 +135,7 @@ def layer_span(model: DecoderConfig) -> tuple[int, ...]:
     return tuple(range(round(0.2 * last), round(0.35 * last) + 1))
 
 
-# Presets use the depth rule; `lam` is that of SmolLM2-135M, searched over decades.
+# These presets use the depth rule, and hold where `presets.py` has none; `lam` is that of SmolLM2-135M.
 METHODS: dict[str, Method] = {
     row.name: row
     for row in (
