@@ -79,9 +79,10 @@ def test_known_facts_are_read_in_their_schema(tmp_path: Path) -> None:
     expected = KnownFact("0", "Vinson Massif", RECORD["prompt"], "Antarctica")
     assert load_known(path)[0] == expected
     assert load_known(path, limit=1) == [expected]
-    world = load_facts("world")[:3]
-    assert load_known("world", limit=3) == [as_known(fact) for fact in world]
-    assert [fact.object for fact in load_known("world", limit=3)] == [fact.target_true for fact in world]
+    world = load_facts("world", limit=3)
+    known = load_known("world", limit=3)
+    assert known == [as_known(fact) for fact in world]
+    assert [fact.object for fact in known] == [fact.target_true for fact in world]
 
 
 @pytest.mark.parametrize(
