@@ -30,6 +30,7 @@ from jaxedit.diagnostics.tracing import (
     noise_scale,
     recall,
     subject_noise,
+    subject_tokens,
     trace_effects,
 )
 from jaxedit.errors import ConfigError, FactError
@@ -58,6 +59,8 @@ class TraceRun:
     """How many facts to average over."""
     known: bool = True
     """Take only facts whose object the model gives by arg-max, by measuring."""
+    subject_tokens: int = 2
+    """Least tokens of a subject: with one, early layers put back undo the noise itself, whatever they recall."""
     sites: tuple[Site, ...] = ("residual", "mlp", "attention")
     """What is put back; layers are chosen by "mlp"."""
     window: int = WINDOW["mlp"]
@@ -145,7 +148,7 @@ def _peak(effect: np.ndarray) -> str:
 def _check(config: TraceRun) -> None:
     if config.out.exists():
         raise ConfigError(f"{config.out} exists already: choose another folder with --out")
-    for name in ("count", "samples", "window", "span"):
+    for name in ("count", "subject_tokens", "samples", "window", "span"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
     if not config.sites or len(set(config.sites)) != len(config.sites):
@@ -155,34 +158,30 @@ def _check(config: TraceRun) -> None:
 
 
 def _choose_facts(config: TraceRun, checkpoint: Checkpoint, report: Report) -> list[KnownFact]:
-    facts = load_known(config.facts)
-    if config.known:
-        facts = _knowing(facts, config.count, checkpoint, report)
-    if len(facts) < config.count:
+    """The first `count` facts with long enough subjects, and objects that the model gives by arg-max."""
+    facts, limit = load_known(config.facts), checkpoint.model.config.max_positions
+    prompts = encode_trace(facts, checkpoint.tokenizer, max_length=limit)
+    fits = np.asarray(subject_tokens(prompts)).sum(axis=-1) >= config.subject_tokens
+    step = jax.jit(functools.partial(recall, checkpoint.model))
+    chosen: list[KnownFact] = []
+    for start in range(0, len(facts), RECALLED_TOGETHER):
+        if len(chosen) >= config.count:
+            break
+        rows = np.minimum(np.arange(start, start + RECALLED_TOGETHER), len(facts) - 1)
+        batch = range(start, min(start + RECALLED_TOGETHER, len(facts)))
+        good = fits[rows]
+        if config.known:
+            good &= np.asarray(step(checkpoint.params, TracePrompts(*(x[rows] for x in prompts))).knows)
+        chosen += [facts[i] for i, yes in zip(batch, good, strict=False) if yes]
+        report("choosing facts", min(len(chosen), config.count), config.count)
+    if len(chosen) < config.count:
         what = "that the model knows " if config.known else ""
         raise FactError(
-            f"{config.facts!r} has {len(facts)} facts {what}but {config.count} are asked for: lower --count"
+            f"{config.facts!r} has {len(chosen)} facts {what}with subjects of {config.subject_tokens} or more"
+            f" tokens but {config.count} are asked for: lower --count, or --subject-tokens"
+            + (", or take unknown facts too with --no-known" if config.known else "")
         )
-    return facts[: config.count]
-
-
-def _knowing(
-    facts: Sequence[KnownFact], count: int, checkpoint: Checkpoint, report: Report
-) -> list[KnownFact]:
-    """The first `count` facts whose object's first token is the arg-max after the prompt."""
-    prompts = encode_trace(facts, checkpoint.tokenizer, max_length=checkpoint.model.config.max_positions)
-    step = jax.jit(functools.partial(recall, checkpoint.model))
-    known: list[KnownFact] = []
-    for start in range(0, len(facts), RECALLED_TOGETHER):
-        rows = np.minimum(np.arange(start, start + RECALLED_TOGETHER), len(facts) - 1)
-        knows = np.asarray(step(checkpoint.params, TracePrompts(*(x[rows] for x in prompts))).knows)
-        known += [
-            fact for fact, yes in zip(facts[start : start + RECALLED_TOGETHER], knows, strict=False) if yes
-        ]
-        report("finding facts the model knows", min(len(known), count), count)
-        if len(known) >= count:
-            break
-    return known[:count]
+    return chosen[: config.count]
 
 
 def _effects(

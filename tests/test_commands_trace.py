@@ -27,9 +27,10 @@ from .cases import FACTS, Case
 @pytest.fixture
 def arguments(gpt2: Case, tmp_path: Path) -> list[str]:
     dump_jsonl(FACTS, tmp_path / "facts.jsonl")
-    options = "--count 3 --no-known --samples 2 --window 2 --span 2 --sites mlp residual --no-compile-cache"
-    facts, out = str(tmp_path / "facts.jsonl"), str(tmp_path / "out")
-    return ["trace", str(gpt2.checkpoint.folder), "--facts", facts, "--out", out, *options.split()]
+    chosen = "--count 3 --no-known --subject-tokens 1"
+    tracing = "--samples 2 --window 2 --span 2 --sites mlp residual --no-compile-cache"
+    paths = ["--facts", str(tmp_path / "facts.jsonl"), "--out", str(tmp_path / "out")]
+    return ["trace", str(gpt2.checkpoint.folder), *paths, *chosen.split(), *tracing.split()]
 
 
 def test_it_writes_what_the_library_gives_and_chooses_by_it(
@@ -66,10 +67,11 @@ def test_it_writes_what_the_library_gives_and_chooses_by_it(
     [
         ("--samples 0", "samples is 0"),
         ("--sites mlp mlp", "each once"),
+        ("--subject-tokens 99", "with subjects of 99 or more tokens but 3"),
         ("--noise 0", "noise is 0.0"),
         ("--at-once 3", "must divide the number of noise samples, 2"),
-        ("--count 6", "has 5 facts but 6 are asked for"),
-        ("--known", "that the model knows but 3 are asked for"),
+        ("--count 6", "but 6 are asked for"),
+        ("--known", "that the model knows with subjects of 1 or more tokens but 3 are asked for"),
     ],
 )
 def test_what_cannot_work_is_refused(

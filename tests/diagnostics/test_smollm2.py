@@ -16,6 +16,7 @@ from jaxedit.diagnostics.tracing import (
     noise_scale,
     recall,
     subject_noise,
+    subject_tokens,
     trace_effects,
 )
 from jaxedit.errors import ModelError
@@ -37,12 +38,14 @@ def smollm2() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def prompts(smollm2: Checkpoint) -> TracePrompts:
-    """The first facts of the embedded set that the model knows."""
-    encoded = encode_trace(load_known("world", limit=200), smollm2.tokenizer, max_length=256)
-    step = jax.jit(functools.partial(recall, smollm2.model))
-    knows = np.flatnonzero(np.asarray(step(smollm2.params, encoded).knows))[:FACTS]
-    assert len(knows) == FACTS
-    return TracePrompts(*(x[knows] for x in encoded))
+    """The first facts of the embedded set that the model knows, with subjects of several tokens."""
+    facts = load_known("world", limit=400)
+    encoded = encode_trace(facts, smollm2.tokenizer, max_length=256)
+    knows = jax.jit(functools.partial(recall, smollm2.model))(smollm2.params, encoded).knows
+    fit = np.asarray(knows) & (np.asarray(subject_tokens(encoded)).sum(axis=-1) > 1)
+    chosen = np.flatnonzero(fit)[:FACTS]
+    assert len(chosen) == FACTS
+    return encode_trace([facts[i] for i in chosen], smollm2.tokenizer, max_length=256)
 
 
 @pytest.fixture(scope="module")
