@@ -130,19 +130,19 @@ def trace(config: TraceRun, report: Report) -> Traced:
 
 
 def peak_table(found: Traced) -> Table:
-    """By site and kind of token: the highest average indirect effect and its layer."""
-    title = f"p(object): clean {found.clean:.3f}, with noise {found.corrupted:.3f}; most is given back by"
+    """By site and kind of token: the highest average indirect effect, and its layer in brackets."""
+    title = f"p(object) is {found.clean:.3f}, with noise {found.corrupted:.3f}. Given back at most (layer)"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("token")
     for one in found.maps:
-        table.add_column(f"{one.site}, window {one.window}", justify="right")
+        table.add_column(f"{one.site} x{one.window}", justify="right", no_wrap=True)
     for kind, name in enumerate(KINDS):
         table.add_row(name, *(_peak(one.effect[kind]) for one in found.maps))
     return table
 
 
 def _peak(effect: np.ndarray) -> str:
-    return "–" if np.isnan(effect).any() else f"{effect.max():+.3f} at layer {effect.argmax()}"
+    return "–" if np.isnan(effect).any() else f"{effect.max():+.3f} ({effect.argmax()})"
 
 
 def _check(config: TraceRun) -> None:
@@ -202,7 +202,7 @@ def _effects(
     for i in range(len(prompts.case)):
         parts.append(jax.device_get(step(checkpoint.params, TracePrompts(*(x[i : i + 1] for x in prompts)))))
         report(stage, i + 1, len(prompts.case))
-    return Effects(*(np.concatenate(leaves) for leaves in zip(*parts, strict=True)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def _window(site: Site, config: TraceRun) -> int:

@@ -1,7 +1,7 @@
 """Facts to `TracePrompts`: what causal tracing reads, split at the subject's first token."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,21 +78,21 @@ def _pack(rows: Sequence[_Row]) -> TracePrompts:
     count = len(rows)
     p = ladder(max(row.first for row in rows))
     s = ladder(max(len(row.ids) - row.first for row in rows))
-    packed = TracePrompts(
-        prefix=np.zeros((count, p), np.int32),
-        prefix_mask=np.zeros((count, p), bool),
-        tail=np.zeros((count, s), np.int32),
-        tail_mask=np.zeros((count, s), bool),
-        kind=np.full((count, s), -1, np.int32),
-        target=np.array([row.target for row in rows], np.int32),
-        weight=np.ones(count, np.float32),
-        case=np.arange(count, dtype=np.int32),
-    )
+    fields: dict[str, Any] = {
+        "prefix": np.zeros((count, p), np.int32),
+        "prefix_mask": np.zeros((count, p), bool),
+        "tail": np.zeros((count, s), np.int32),
+        "tail_mask": np.zeros((count, s), bool),
+        "kind": np.full((count, s), -1, np.int32),
+        "target": np.array([row.target for row in rows], np.int32),
+        "weight": np.ones(count, np.float32),
+        "case": np.arange(count, dtype=np.int32),
+    }
     for i, (ids, first, last, _) in enumerate(rows):
         tail = ids[first:]
-        packed.prefix[i, p - first :] = ids[:first]
-        packed.prefix_mask[i, p - first :] = True
-        packed.tail[i, : len(tail)] = tail
-        packed.tail_mask[i, : len(tail)] = True
-        packed.kind[i, : len(tail)] = position_kinds(last - first + 1, len(tail))
-    return packed
+        fields["prefix"][i, p - first :] = ids[:first]
+        fields["prefix_mask"][i, p - first :] = True
+        fields["tail"][i, : len(tail)] = tail
+        fields["tail_mask"][i, : len(tail)] = True
+        fields["kind"][i, : len(tail)] = position_kinds(last - first + 1, len(tail))
+    return TracePrompts(**fields)

@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxedit.errors import ConfigError
@@ -244,14 +243,14 @@ def _restored_runs(
         starting = sum(window.start == layer for window in windows)
         h = jnp.concatenate([h, jnp.tile(begun, (starting, 1, 1))])
         rows = h.shape[0]
-        put_back = np.repeat([layer in window for window in windows[: rows // samples]], samples)
+        inside = jnp.array([layer in window for window in windows[: rows // samples]])
         h, _, _ = decoder.run(
             h,
             range(layer, layer + 1),
             position=_repeat(fact.position, rows),
             mask=_repeat(fact.mask, rows),
             memory={layer: Memory(*(_repeat(x, rows) for x in fact.memory[layer]))},
-            patch=Patch(site, {layer: clean[layer]}, {layer: put_back[:, None] & tokens}),
+            patch=Patch(site, {layer: clean[layer]}, {layer: jnp.repeat(inside, samples)[:, None] & tokens}),
         )
     return decoder.logits(h[:, fact.last])
 

@@ -5,7 +5,7 @@ preset, wherever it was loaded from. For every other model, and every editor wit
 own preset holds, whose layers follow from the depth of the model (`jaxedit.editors.registry`).
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from jaxedit.models.config import DecoderConfig
 
@@ -25,16 +25,20 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+Departures: TypeAlias = dict[str, Any]  # by name, as in `jaxedit.editors.Settings`
+Rows: TypeAlias = dict[str, Departures]  # by model
+
+
 class Preset(NamedTuple):
-    """Departures from a method's own preset, named as in `jaxedit.editors.Settings`."""
+    """Departures from a method's own preset."""
 
     source: str  # TABLE, SEARCH or DEPTH
-    settings: dict[str, Any]
+    settings: Departures
 
 
-ROME_VALUES = {"learning_rate": 0.5, "steps": 20, "weight_decay": 0.5, "clamp": 4.0, "kl": 0.0625}
+ROME_VALUES: Departures = {"learning_rate": 0.5, "steps": 20, "weight_decay": 0.5, "clamp": 4.0, "kl": 0.0625}
 ROME_LLAMA = ROME_VALUES | {"layers": (5,), "steps": 25, "weight_decay": 1e-3}
-ROME = {
+ROME: Rows = {
     "gpt2-xl": ROME_VALUES | {"layers": (17,)},
     "gpt-j-6b": ROME_VALUES | {"layers": (5,)},
     "llama-2-7b": ROME_LLAMA,
@@ -42,49 +46,55 @@ ROME = {
 }
 
 # Layers and value optimisation of the MEMIT family.
-SPAN_VALUES = {"learning_rate": 0.5, "steps": 25, "weight_decay": 0.5, "clamp": 0.75, "kl": 0.0625}
-SPAN = {
+SPAN_VALUES: Departures = {
+    "learning_rate": 0.5,
+    "steps": 25,
+    "weight_decay": 0.5,
+    "clamp": 0.75,
+    "kl": 0.0625,
+}
+SPAN: Rows = {
     "gpt2-xl": SPAN_VALUES | {"layers": (13, 14, 15, 16, 17), "steps": 20},
     "gpt-j-6b": SPAN_VALUES | {"layers": (3, 4, 5, 6, 7, 8)},
     "llama-2-7b": SPAN_VALUES | {"layers": (4, 5, 6, 7, 8)},
     "llama-3-8b": SPAN_VALUES | {"layers": (4, 5, 6, 7, 8)},
 }
 LAM = {"gpt2-xl": 20000.0, "gpt-j-6b": 15000.0, "llama-2-7b": 15000.0, "llama-3-8b": 15000.0}
-MEMIT = {model: SPAN[model] | {"lam": lam} for model, lam in LAM.items()}
-EMMET = {
+MEMIT: Rows = {model: SPAN[model] | {"lam": lam} for model, lam in LAM.items()}
+EMMET: Rows = {
     "gpt2-xl": SPAN["gpt2-xl"] | {"layers": (17,), "lam": 10000.0},
     "gpt-j-6b": SPAN["gpt-j-6b"] | {"layers": (5,), "lam": 1e5},
     "llama-2-7b": SPAN["llama-2-7b"] | {"layers": (5,), "lam": 1e5},
     "llama-3-8b": SPAN["llama-3-8b"] | {"layers": (5,), "lam": 1e5},
 }
-BLUE = {
+BLUE: Rows = {
     "gpt2-xl": MEMIT["gpt2-xl"] | {"layers": (13, 17)},
     "gpt-j-6b": MEMIT["gpt-j-6b"] | {"layers": (3, 8)},
     "llama-2-7b": MEMIT["llama-2-7b"] | {"layers": (4, 8)},
     "llama-3-8b": MEMIT["llama-3-8b"] | {"layers": (4, 8)},
 }
-PMET = {"gpt-j-6b": MEMIT["gpt-j-6b"] | {"learning_rate": 0.2, "steps": 30, "kl": 1.0, "lam": 6000.0}}
+PMET: Rows = {"gpt-j-6b": MEMIT["gpt-j-6b"] | {"learning_rate": 0.2, "steps": 30, "kl": 1.0, "lam": 6000.0}}
 # AlphaEdit's L2 is `lam_n`.
-ALPHAEDIT = {
+ALPHAEDIT: Rows = {
     "gpt2-xl": SPAN["gpt2-xl"] | {"null_threshold": 0.02, "lam_n": 10.0},
     "gpt-j-6b": SPAN["gpt-j-6b"] | {"null_threshold": 0.02, "lam_n": 10.0},
     "llama-2-7b": SPAN["llama-2-7b"] | {"null_threshold": 0.02, "lam_n": 10.0, "learning_rate": 0.1},
     "llama-3-8b": SPAN["llama-3-8b"] | {"null_threshold": 0.02, "lam_n": 10.0, "learning_rate": 0.1},
 }
 # `patience` is that of most-probable early stopping.
-ENCORE = {
+ENCORE: Rows = {
     "gpt2-xl": MEMIT["gpt2-xl"] | {"lam_n": 10.0, "patience": 4},
     "llama-2-7b": MEMIT["llama-2-7b"] | {"lam_n": 10.0, "patience": 3},
     "llama-3-8b": MEMIT["llama-3-8b"] | {"lam_n": 20.0, "patience": 2},
 }
 
-FT = {
+FT: Rows = {
     "gpt2-xl": {"learning_rate": 5e-4, "steps": 25, "layers": (17,)},
     "gpt-j-6b": {"learning_rate": 5e-4, "steps": 25, "layers": (21,)},
 }
-FT_L = {"gpt2-xl": FT["gpt2-xl"] | {"bound": 5e-4}, "gpt-j-6b": FT["gpt-j-6b"] | {"bound": 5e-5}}
+FT_L: Rows = {"gpt2-xl": FT["gpt2-xl"] | {"bound": 5e-4}, "gpt-j-6b": FT["gpt-j-6b"] | {"bound": 5e-5}}
 
-PUBLISHED = {
+PUBLISHED: dict[str, Rows] = {
     "rome": ROME,
     "r-rome": ROME,
     "memit": MEMIT,
@@ -97,13 +107,13 @@ PUBLISHED = {
     "ft": FT,
     "ft-l": FT_L,
 }
-SEARCHED = {
+SEARCHED: dict[str, Rows] = {
     "memit": {"smollm2-135m": {"layers": (6, 7, 8, 9, 10), "lam": 1000.0}},
     "emmet": {"smollm2-135m": {"layers": (8,), "lam": 100.0}},
 }
 
 
-def _rows(source: str, settings: dict[str, dict[str, dict[str, Any]]]) -> dict[tuple[str, str], Preset]:
+def _rows(source: str, settings: dict[str, Rows]) -> dict[tuple[str, str], Preset]:
     return {
         (editor, model): Preset(source, given)
         for editor, by_model in settings.items()

@@ -53,7 +53,6 @@ def trace_figure(maps: Sequence[TraceMap], title: str) -> Figure:
         _panel(axis, found)
     labels = [f"{kind} ({count:.0f})" for kind, count in zip(KINDS, maps[0].facts, strict=True)]
     axes[0].set_yticks(range(len(KINDS)), labels)
-    axes[0].invert_yaxis()
     figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
     return figure
 
@@ -82,4 +81,4 @@ def _panel(axis: Axes, found: TraceMap) -> None:
     bar.set_label("gain in p(object)", fontsize=7.5)
     bar.ax.tick_params(labelsize=7, color=FAINT)
     bar.ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
