@@ -34,6 +34,7 @@ from jaxedit.cli_history import (
     execute_history,
     run_branch,
 )
+from jaxedit.commands_trace import TraceRun, execute_trace
 from jaxedit.configs import build, read_toml
 from jaxedit.data import dump_jsonl, load_facts
 from jaxedit.errors import ConfigError, FactError, JaxeditError
@@ -71,6 +72,13 @@ class Resume(Computing):
     """The run folder."""
     policy: Policy | None = None
     """What becomes of refused updates from here on; by default what it was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace(Computing):
+    """Find the layers and tokens that recall facts, by causal tracing, and choose layers to edit."""
+
+    config: Annotated[TraceRun, arg(name="")] = field(default_factory=TraceRun)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +124,7 @@ class Facts(Common):
     """Of the embedded set's wordings and targets."""
 
 
-Command = Run | Resume | Branch | Report | Export | HistoryCommand | Editors | Facts
+Command = Run | Resume | Branch | Trace | Report | Export | HistoryCommand | Editors | Facts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -153,6 +161,7 @@ def _parse(arguments: Sequence[str], run: Run) -> Command:
         Annotated[Run, subcommand("run", default=run)]
         | Annotated[Resume, subcommand("resume")]
         | Annotated[Branch, subcommand("branch")]
+        | Annotated[Trace, subcommand("trace")]
         | Annotated[Report, subcommand("report")]
         | Annotated[Export, subcommand("export")]
         | Annotated[History, subcommand("history")]
@@ -186,6 +195,8 @@ def execute(command: Command, out: Console, err: Console) -> None:
             _edit(lambda report, stop: pipeline.resume(run, report, stop, policy), out, err)
         case Branch():
             _edit(lambda report, stop: run_branch(command, report, stop), out, err)
+        case Trace(config=config):
+            execute_trace(config, out, err)
         case Report(runs=runs, out=folder):
             _report(runs, folder, out)
         case Export(run=run, out=folder, dtype=dtype, step=step):

@@ -71,6 +71,27 @@ class Probes(NamedTuple):
 REWRITE, PARAPHRASE, NEIGHBORHOOD = 0, 1, 2
 
 
+class TracePrompts(NamedTuple):
+    """Prompts of B facts for causal tracing, split at the subject's first token.
+
+    What comes before it is `prefix` (right-aligned); no state there depends on the subject. The subject and
+    the rest of the prompt are `tail` (left-aligned). So `prefix + tail` is one contiguous sequence.
+    """
+
+    prefix: Int[Array, "B P"]
+    prefix_mask: Bool[Array, "B P"]
+    tail: Int[Array, "B S"]
+    tail_mask: Bool[Array, "B S"]
+    kind: Int[Array, "B S"]  # FIRST_SUBJECT ... LAST, or -1 for padding
+    target: Int[Array, "B"]  # the object's first token
+    weight: Float[Array, "B"]  # 1 for a fact, 0 for padding
+    case: Int[Array, "B"]  # position of the fact in its fact set; -1 for padding
+
+
+# A subject of one token is its last token; so is that of a prompt which it ends.
+FIRST_SUBJECT, MIDDLE_SUBJECT, LAST_SUBJECT, FIRST_AFTER, FURTHER, LAST = range(6)
+
+
 class LowRank(NamedTuple):
     """A change of a matrix stored `[in, out]`: `Delta W = left @ right`."""
 

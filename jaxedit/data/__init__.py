@@ -4,25 +4,30 @@ from jaxedit.data.corpus import read_text, token_blocks
 from jaxedit.data.counterfact import rebuild_neighborhood
 from jaxedit.data.encode import encode_requests, join_context, request_shape
 from jaxedit.data.facts import Fact, validate, validate_all
+from jaxedit.data.known import KnownFact, load_known
 from jaxedit.data.probes import encode_probes, probe_shape
 from jaxedit.data.records import dump_jsonl
 from jaxedit.data.shapes import ProbeShape, RequestShape, ladder, pad_probes, pad_requests
 from jaxedit.data.sources import load_facts
 from jaxedit.data.text import encode_text
 from jaxedit.data.tokens import lookup_index
+from jaxedit.data.trace import encode_trace
 from jaxedit.data.world import world_facts, world_text, world_versions
 
 __all__ = [
     "Fact",
+    "KnownFact",
     "ProbeShape",
     "RequestShape",
     "dump_jsonl",
     "encode_probes",
     "encode_requests",
     "encode_text",
+    "encode_trace",
     "join_context",
     "ladder",
     "load_facts",
+    "load_known",
     "lookup_index",
     "pad_probes",
     "pad_requests",

@@ -126,7 +126,7 @@ def find_lookup(tokens: Tokens, text: str, subject: str, begin: int = 0) -> int:
     The lookup token covers the subject's last character, also where it reaches beyond it; of several
     tokens that share this character (bytes of one letter) it is the last.
     """
-    last = _last_character(text, subject, begin)
+    last = subject_start(text, subject, begin) + len(subject) - 1
     index = -1
     for i, (start, end) in enumerate(tokens.offsets):
         if start <= last < end:
@@ -141,9 +141,24 @@ def find_lookup(tokens: Tokens, text: str, subject: str, begin: int = 0) -> int:
     return index
 
 
-def _last_character(text: str, subject: str, begin: int) -> int:
+def find_span(tokens: Tokens, text: str, subject: str) -> tuple[int, int]:
+    """Index of the first token of the subject, which is the first to cover any of it, and of its lookup token.
+
+    Occurrences, and errors, are those of `lookup_index`.
+    """
+    last = find_lookup(tokens, text, subject)
+    begin = subject_start(text, subject)
+    return next(i for i, (_, end) in enumerate(tokens.offsets) if end > begin), last
+
+
+def subject_start(text: str, subject: str, begin: int = 0) -> int:
+    """Index of the subject's first character in the text, sought from `begin` on as `lookup_index` says.
+
+    Raises:
+        FactError: the subject does not occur there.
+    """
     whole = re.compile(rf"(?<!\w){re.escape(subject)}(?!\w)").search(text, begin)
     start = whole.start() if whole else text.find(subject, begin)
     if not subject or start < 0:
         raise FactError(f"subject {subject!r} does not occur in {text[begin:]!r}: write it exactly as there")
-    return start + len(subject) - 1
+    return start

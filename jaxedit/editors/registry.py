@@ -26,6 +26,7 @@ from jaxedit.editors.moving_null_space import betaedit_config, langedit_config, 
 from jaxedit.editors.nas import nas_config
 from jaxedit.editors.optimiser import OptimiserConfig, rate
 from jaxedit.editors.pmet import pmet_config
+from jaxedit.editors.presets import preset_for
 from jaxedit.editors.rome import r_rome_config, rome_config
 from jaxedit.editors.ultraedit import LifelongConfig, stable_config, ultra_edit
 from jaxedit.errors import ConfigError, unknown_name
@@ -144,11 +145,16 @@ class Method:
         return self.fresh is not None
 
     def configure(self, model: DecoderConfig, settings: Settings = Settings()) -> Any:
-        """The preset for this model with the departures. Raises ConfigError for one it does not have."""
+        """The preset for this model with the departures. Raises ConfigError for one it does not have.
+
+        What `jaxedit.editors.presets` says of this editor and model comes before the depth rule.
+        """
         config = self.preset(model)
-        for name, value in dataclasses.asdict(settings).items():
-            if value is not None:
-                config = self._depart(config, name, value)
+        departures = {
+            name: value for name, value in dataclasses.asdict(settings).items() if value is not None
+        }
+        for name, value in (preset_for(self.name, model).settings | departures).items():
+            config = self._depart(config, name, value)
         check(config, self.name)
         self.paths(Model(model), config)
         return config

@@ -42,6 +42,17 @@ class Tap(NamedTuple):
     at: Int[Array, "N"]
 
 
+class Patch(NamedTuple):
+    """Puts vectors in the place of what a site gives at the tokens `where`; layers not named stay as they are.
+
+    Sites are the output of the "attention" or the "mlp", and the "residual" stream after the block.
+    """
+
+    site: str
+    vectors: dict[int, Float[Array, "#N T d_model"]]
+    where: dict[int, Bool[Array, "N T"]]
+
+
 class Linear(nnx.Module):
     """`y = x @ kernel + bias`, computed in the wider of both dtypes, returned in the dtype of `x`.
 
@@ -179,6 +190,7 @@ class Decoder(nnx.Module):
         slot: Int[Array, ""] | None = None,
         packing: Packing | None = None,
         tap: Tap | Sequence[Tap] | None = None,
+        patch: Patch | None = None,
         trace: Collection[str] = (),
         trace_at: Int[Array, "N M"] | None = None,
         keep_memory: bool = False,
@@ -187,7 +199,7 @@ class Decoder(nnx.Module):
 
         Keys are those of `memory` (per layer), then the T given tokens; with `slot` these take the place of
         the memory's tokens from there on, and K is the memory's size. With `packing` the hidden states are packed,
-        and only attention sees rows; neither tap nor trace is known there. `trace` names what to keep ("key",
+        and only attention sees rows; neither tap, patch nor trace is known there. `trace` names what to keep ("key",
         "mlp", "residual", "attention"), at the M tokens `trace_at` of every row, or at all. Returns the hidden
         states after the last layer, the trace, and with `keep_memory` each layer's attention keys and values.
         """
@@ -198,11 +210,11 @@ class Decoder(nnx.Module):
             block = self.layers[index]
             earlier = None if memory is None else memory[index]
             attended, seen = block.attention(block.attention_norm(h), angles, mask, earlier, slot, packing)
-            attended = tapped(attended, taps, index, "attention")
+            attended = patched(tapped(attended, taps, index, "attention"), patch, index, "attention")
             h = h + attended
             key = block.mlp.key(block.mlp_norm(h))
-            output = tapped(block.mlp.down(key), taps, index, "mlp")
-            h = tapped(h + output, taps, index, "block")
+            output = patched(tapped(block.mlp.down(key), taps, index, "mlp"), patch, index, "mlp")
+            h = patched(tapped(h + output, taps, index, "block"), patch, index, "residual")
             if keep_memory:
                 kept[index] = seen
             for name, vectors in (("key", key), ("mlp", output), ("residual", h), ("attention", attended)):
@@ -249,6 +261,13 @@ def tapped(x: Float[Array, "N T d"], taps: Sequence[Tap], layer: int, site: str)
         if (tap.layer, tap.site) == (layer, site):
             x = x.at[jnp.arange(x.shape[0]), tap.at].add(tap.vector.astype(x.dtype))
     return x
+
+
+def patched(x: Float[Array, "N T d"], patch: Patch | None, layer: int, site: str) -> Float[Array, "N T d"]:
+    """The patch's vectors at its tokens where layer and site are the patch's."""
+    if patch is None or patch.site != site or layer not in patch.vectors:
+        return x
+    return jnp.where(patch.where[layer][..., None], patch.vectors[layer].astype(x.dtype), x)
 
 
 def pick(x: Float[Array, "N T d"], at: Int[Array, "N M"] | None) -> Float[Array, "N M d"]:

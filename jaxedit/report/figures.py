@@ -60,7 +60,7 @@ def write_figures(runs: Sequence[RunRecord], folder: str | Path) -> list[Path]:
     written = []
     with mpl.rc_context(STYLE):
         for name, figure in {"norms": norm_figure(runs), "scores": score_figure(runs)}.items():
-            written += [_save(figure, folder / f"{name}.png"), _save(figure, folder / f"{name}.svg")]
+            written += [save(figure, folder / f"{name}.png"), save(figure, folder / f"{name}.svg")]
     return written
 
 
@@ -179,7 +179,8 @@ def _edits_axis(axis: Axes, run: RunRecord) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
 
 
-def _save(figure: Figure, file: Path) -> Path:
+def save(figure: Figure, file: Path) -> Path:
+    """Writes a figure without dates or versions, so that the same figure is the same bytes; returns the file."""
     metadata = {"Date": None} if file.suffix == ".svg" else {"Software": None}
     figure.savefig(file, metadata=metadata)
     return file
