@@ -1,6 +1,6 @@
 """From settings to finished runs and back again. The only rooms where all others meet."""
 
-from jaxedit.pipeline.config import Limits, RunConfig, check, config_from
+from jaxedit.pipeline.config import Limits, RunConfig, TextStream, check, config_from
 from jaxedit.pipeline.history import branch, model_at, trajectory
 from jaxedit.pipeline.prepare import (
     Prepared,
@@ -21,6 +21,7 @@ __all__ = [
     "Report",
     "RunConfig",
     "Stop",
+    "TextStream",
     "branch",
     "check",
     "choose_facts",

@@ -24,6 +24,18 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class TextStream:
+    """A text in batches of `batch_size` rows, in its order."""
+
+    file: str | None = None
+    """UTF-8 text file or folder."""
+    length: int = 128
+    """Tokens a row."""
+    skip: int = 0
+    """Batches to leave out at its start."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A sequence of edits, fully specified: the same configuration gives the same numbers."""
 
@@ -36,13 +48,17 @@ class RunConfig:
     facts: str = "world"
     """"world", or a file of facts (CounterFact, zsRE, KnowEdit, JSONL)."""
     count: int = 30
-    """How many facts to edit."""
+    """How many facts to edit; for an editor that learns from text, how many batches it reads."""
     known: bool = True
     """Take only facts that the unedited model knows, by measuring."""
     editor: str = "memit"
     """Name of the editor; `jaxedit editors` lists them."""
     settings: Settings = Settings()
     """Departures from the editor's preset."""
+    network: str | None = None
+    """Trained network of a hypernetwork editor (mend, malmen): a file of `jaxedit.training.files`."""
+    text: TextStream = TextStream()
+    """What an editor reads that learns from text (pretrain)."""
     transforms: tuple[str, ...] = ()
     """Changes of every update before it is written, in this order: "rect:0.4", "spectrum-lock", ..."""
     batch_size: int = 1
@@ -61,7 +77,14 @@ class RunConfig:
 
 def check(config: RunConfig) -> None:
     """Raises ConfigError for settings that cannot work, before anything is loaded."""
-    method(config.editor)
+    chosen = method(config.editor)
+    if chosen.needs_net and config.network is None:
+        raise ConfigError(
+            f"editor {config.editor!r} edits by a trained network: name its file with --network; "
+            f"jaxedit.training.train_hypernetwork and save_net make one"
+        )
+    if chosen.request == "text" and config.text.file is None:
+        raise ConfigError(f"editor {config.editor!r} learns from text: name a file with --text.file")
     for name, least in (("count", 1), ("chunk", 1), ("batch_size", 0)):
         if getattr(config, name) < least:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least {least}")

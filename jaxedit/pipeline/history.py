@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxedit.data.shapes import RequestShape
 from jaxedit.editors import Settings
 from jaxedit.errors import RunError
 from jaxedit.models.sources import Checkpoint, load
 from jaxedit.pipeline.config import RunConfig, check
-from jaxedit.pipeline.plan import Plan
+from jaxedit.pipeline.plan import plan_of
 from jaxedit.pipeline.prepare import (
     Prepared,
     Report,
@@ -52,13 +51,13 @@ def trajectory(path: str | Path, report: Report = quiet) -> tuple[Trajectory, Ru
 
 def rerun_of(config: RunConfig, folder: RunFolder, prepared: Prepared) -> Rerun:
     """Runs recorded chunks once more by the very program that the run used, stopping after any of their updates."""
-    plan = Plan(config, prepared)
+    plan = plan_of(config, prepared)
     apply = apply_function(config, prepared, guard_for(config, prepared, folder.journal.policy))
 
     def rerun(
         edited: dict[str, Array], state: State, chunk: Finished, count: int
     ) -> tuple[dict[str, Array], State]:
-        planned = plan.planned(chunk.first, chunk.updates, RequestShape(*chunk.shape))
+        planned = plan.planned(chunk.first, chunk.updates, chunk.shape)
         active = jnp.arange(plan.length) < count
         copies = jax.tree.map(jnp.copy, (edited, state))
         edited, state, _ = apply(
@@ -96,7 +95,9 @@ def branch(
     base = dataclasses.replace(prepared.checkpoint, params=load(config.model, jnp.dtype(config.dtype)).params)
     matrices = parent.folder.origin(base.params) | edited
     if same:
-        done = sum(len(batch) for batch in Plan(config, prepared).batches[:step])
+        done = sum(len(batch) for batch in plan_of(config, prepared).batches[:step])
+        skip = config.text.skip + step
+        new = dataclasses.replace(new, text=dataclasses.replace(config.text, skip=skip))
         facts, contexts = prepared.facts[done:][: changes.get("count")], prepared.contexts
         if not facts:
             raise RunError(

@@ -1,19 +1,23 @@
 """The facts of a run as chunks of equal-shaped arrays, so that a run compiles once or twice."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxedit.data.corpus import read_text
 from jaxedit.data.encode import encode_requests, request_shape
 from jaxedit.data.facts import Fact
 from jaxedit.data.probes import encode_probes, probe_shape
 from jaxedit.data.shapes import ProbeShape, RequestShape, pad_probes, pad_requests
+from jaxedit.data.text import encode_text
+from jaxedit.editors import method
+from jaxedit.errors import FactError
 from jaxedit.pipeline.config import RunConfig
 from jaxedit.pipeline.prepare import Prepared
 from jaxedit.trajectory.run import Chunk, stack
-from jaxedit.types import Requests
+from jaxedit.types import Requests, TextBatch
 
 
 class Planned(NamedTuple):
@@ -21,12 +25,35 @@ class Planned(NamedTuple):
 
     first: int  # its first update
     batches: list[list[Fact]]  # one for each update
-    shape: RequestShape
+    shape: tuple[int, ...]
     chunk: Chunk  # padded to the length of all chunks
 
 
-class Plan:
-    """How a run's facts are cut into updates and chunks."""
+class Plan(Protocol):
+    """How a run is cut into updates and chunks."""
+
+    batches: list[list[Fact]]  # the facts of every update
+    length: int  # updates of a chunk's arrays
+
+    @property
+    def updates(self) -> int:
+        """How many updates there are."""
+
+    def chunks(self, first: int) -> Iterator[Planned]:
+        """All chunks from update number `first` on."""
+
+    def planned(self, first: int, count: int, shape: tuple[int, ...]) -> Planned:
+        """Updates `first` .. `first + count - 1` in arrays of this shape, inactive padding behind them."""
+
+
+def plan_of(config: RunConfig, prepared: Prepared) -> Plan:
+    """The plan for what the run's editor takes."""
+    text = method(config.editor).request == "text"
+    return TextPlan(config, prepared) if text else FactPlan(config, prepared)
+
+
+class FactPlan:
+    """Batches of facts."""
 
     def __init__(self, config: RunConfig, prepared: Prepared):
         self._tokenizer = prepared.checkpoint.tokenizer
@@ -57,8 +84,9 @@ class Plan:
             fits = fit(largest(self._needed[start : start + count]), self._small)
             yield self.planned(start, count, self._small if fits else self._large)
 
-    def planned(self, first: int, count: int, shape: RequestShape) -> Planned:
+    def planned(self, first: int, count: int, shape: tuple[int, ...]) -> Planned:
         """Updates `first` .. `first + count - 1` in arrays of this shape, inactive padding behind them."""
+        shape = RequestShape(*shape)
         batches = self.batches[first : first + count]
         requests, probes = [], []
         for update, batch in enumerate(batches, first):
@@ -75,11 +103,50 @@ class Plan:
         probes += probes[-1:] * missing
         active = jnp.arange(self.length) < count
         return Planned(
-            first, batches, shape, Chunk(stack(requests), stack(probes) if probes else None, active)
+            first, batches, tuple(shape), Chunk(stack(requests), stack(probes) if probes else None, active)
         )
 
     def _shape(self, facts: Sequence[Fact]) -> RequestShape:
         return request_shape(facts, self._tokenizer, self._contexts, max_length=self._limit)
+
+
+class TextPlan:
+    """Batches of rows of a text, none of which is a fact."""
+
+    def __init__(self, config: RunConfig, prepared: Prepared):
+        rows, stream = config.batch_size or 1, config.text
+        wanted = stream.skip + config.count
+        self._rows = encode_text(
+            read_text(str(stream.file)),
+            prepared.checkpoint.tokenizer,
+            length=stream.length,
+            batch=rows,
+            limit=wanted * rows * stream.length,
+        )[stream.skip :]
+        if len(self._rows) < config.count:
+            raise FactError(
+                f"{stream.file} gives {len(self._rows)} batches of {rows} rows of {stream.length} tokens after the "
+                f"first {stream.skip}, {config.count} are asked for: lower --count, or give a longer text"
+            )
+        self.batches: list[list[Fact]] = [[] for _ in self._rows]
+        self.length = min(config.chunk, len(self._rows))
+
+    @property
+    def updates(self) -> int:
+        """How many updates there are."""
+        return len(self._rows)
+
+    def chunks(self, first: int) -> Iterator[Planned]:
+        """All chunks from update number `first` on."""
+        for start in range(first, self.updates, self.length):
+            yield self.planned(start, min(self.length, self.updates - start), self._rows[0].tokens.shape)
+
+    def planned(self, first: int, count: int, shape: tuple[int, ...]) -> Planned:
+        """Updates `first` .. `first + count - 1`; all batches are of one shape."""
+        rows = self._rows[first : first + count]
+        padding = [TextBatch(rows[-1].tokens, jnp.zeros(shape, bool))] * (self.length - count)
+        active = jnp.arange(self.length) < count
+        return Planned(first, [[]] * count, shape, Chunk(stack([*rows, *padding]), None, active))
 
 
 def two_shapes(needed: Sequence[RequestShape]) -> tuple[RequestShape, RequestShape]:

@@ -16,14 +16,16 @@ from jaxedit.data.contexts import sample_contexts
 from jaxedit.data.facts import Fact
 from jaxedit.data.probes import encode_probes, probe_shape
 from jaxedit.data.sources import load_facts
-from jaxedit.editors import method
+from jaxedit.editors import Settings, method
+from jaxedit.editors.hypernet import HyperConfig, Hypernet
 from jaxedit.editors.transforms import build_transforms, chain, read_transform
-from jaxedit.errors import FactError
+from jaxedit.errors import ConfigError, FactError
 from jaxedit.evaluation.edits import probe_scores
 from jaxedit.evaluation.generation import sample
 from jaxedit.models.sources import Checkpoint
 from jaxedit.moments import load_moments
 from jaxedit.pipeline.config import RunConfig
+from jaxedit.training.files import load_net
 from jaxedit.types import Editor, Params
 
 Report = Callable[[str, int, int], None]
@@ -42,6 +44,7 @@ class Prepared(NamedTuple):
     contexts: tuple[str, ...]
     moments: dict[int, Float[Array, "d_k d_k"]]  # empty for editors without
     editor: Editor
+    settings: Any  # of the editor, resolved
     params: Params
 
 
@@ -135,30 +138,40 @@ def prepare(
     """
     chosen = method(config.editor)
     resolved = chosen.configure(checkpoint.model.config, config.settings)
+    network = None
+    if chosen.needs_net:
+        network, resolved = trained_network(config, checkpoint)
     moments: dict[int, Float[Array, "d_k d_k"]] = {}
     if chosen.needs_moments or any(read_transform(text).row.needs_moments for text in config.transforms):
         generate = generator(checkpoint, top_k=50)
         moments = load_moments(
             config.moments, checkpoint, resolved.layers, generate, run_key(config, "corpus"), report
         )
-    editor = chosen.build(checkpoint.model, moments, resolved)
+    editor = chosen.build(checkpoint.model, moments if network is None else network, resolved)
     if config.transforms:
         editor = chain(editor, *build_transforms(config.transforms, checkpoint.model, moments))
     checkpoint = with_matrices(checkpoint, origin)
     params = checkpoint.model.split(checkpoint.params, chosen.paths(checkpoint.model, resolved))
-    return Prepared(checkpoint, facts, contexts, moments, editor, params)
+    return Prepared(checkpoint, facts, contexts, moments, editor, resolved, params)
 
 
-def environment(config: RunConfig, checkpoint: Checkpoint, contexts: tuple[str, ...]) -> dict[str, Any]:
+def trained_network(config: RunConfig, checkpoint: Checkpoint) -> tuple[Hypernet, HyperConfig]:
+    """The network of the configuration, with the settings it was trained for."""
+    if config.settings != Settings():
+        raise ConfigError(f"editor {config.editor!r}: its settings come with its network {config.network}")
+    return load_net(str(config.network), checkpoint.model, checkpoint.fingerprint)
+
+
+def environment(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """What, besides the configuration, the numbers depend on."""
     packages = ("jaxedit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-    resolved = method(config.editor).configure(checkpoint.model.config, config.settings)
+    checkpoint = prepared.checkpoint
     keys = {purpose: jax.random.key_data(run_key(config, purpose)).tolist() for purpose in PURPOSES}
     return {
         "fingerprint": checkpoint.fingerprint,
         "model_config": dataclasses.asdict(checkpoint.model.config),
-        "editor": dataclasses.asdict(resolved),
-        "contexts": list(contexts),
+        "editor": dataclasses.asdict(prepared.settings),
+        "contexts": list(prepared.contexts),
         "seed": config.seed,
         "keys": keys,
         "python": platform.python_version(),

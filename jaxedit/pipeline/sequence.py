@@ -19,7 +19,7 @@ from jaxedit.linalg import frobenius
 from jaxedit.models.sources import load
 from jaxedit.pipeline.config import RunConfig, check, config_from
 from jaxedit.pipeline.lines import metric_lines, summary
-from jaxedit.pipeline.plan import Plan
+from jaxedit.pipeline.plan import plan_of
 from jaxedit.pipeline.prepare import (
     Prepared,
     Report,
@@ -68,7 +68,7 @@ def new_folder(
     """The folder of a run that is about to begin; `origin` and `branch` are those of `history.branch`."""
     documents = {
         "config": dataclasses.asdict(config),
-        "environment": environment(config, prepared.checkpoint, prepared.contexts),
+        "environment": environment(config, prepared),
     }
     if branch is not None:
         documents["environment"]["branch"] = branch
@@ -142,7 +142,7 @@ def _apply_all(
     stop: Stop,
 ) -> tuple[dict[str, Array], State, bool]:
     """Edited matrices and state after the last update, and whether the run was stopped before."""
-    plan = Plan(config, prepared)
+    plan = plan_of(config, prepared)
     guard = guard_for(config, prepared, writer.journal.policy)
     apply = apply_function(config, prepared, guard)
     edited, state = start
@@ -162,7 +162,7 @@ def _apply_all(
         count = int(np.flatnonzero(refused)[0]) if halted else len(planned.batches)
         if count:
             lines = metric_lines(steps, planned.first, planned.batches[:count])
-            writer.append(Done(count, tuple(planned.shape), steps, lines, *kept))
+            writer.append(Done(count, planned.shape, steps, lines, *kept))
         if halted:
             writer.wait()
             raise RunError(_refusal(writer.path, planned.first + count, steps, count, planned.batches[count]))

@@ -45,7 +45,7 @@ def chain(editor: Editor, *transforms: Transform) -> Editor:
     def layerwise(
         params: Params, state: Chained, requests: Requests, rewrite: Rewrite, carry: Any
     ) -> tuple[Params, Chained, EditInfo, Any]:
-        active = requests.weight.sum() > 0
+        active = (requests.weight > 0 if isinstance(requests, Requests) else requests.valid).any()
 
         def transformed(site: Site, delta: Delta, carry: Any) -> tuple[Delta, Any]:
             states, norms, outer = carry
