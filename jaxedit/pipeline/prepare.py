@@ -57,7 +57,7 @@ def choose_facts(config: RunConfig, checkpoint: Checkpoint, report: Report) -> l
     facts = load_facts(config.facts)
     if config.known:
         facts = known_facts(facts, config.count, checkpoint, report)
-    if len(facts) < config.count:
+    if len(facts) < config.count and method(config.editor).request == "facts":
         what = "that the model knows " if config.known else ""
         raise FactError(
             f"{config.facts!r} has {len(facts)} facts {what}but {config.count} are asked for: lower --count"

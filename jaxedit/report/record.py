@@ -21,7 +21,7 @@ class RunRecord(NamedTuple):
     name: str  # of its folder
     editor: str
     asked: int  # facts the run is to edit
-    edits: Int[np.ndarray, "U"]  # facts written after each update
+    edits: Int[np.ndarray, "U"]  # facts written after each update; batches read, where they are text
     norm: dict[str, Float[np.ndarray, "U"]]  # ||W||_F of each edited matrix after each update
     scores: dict[str, Float[np.ndarray, "E"]]  # of each fact right after its update; empty without scoring
     refused: int  # updates that the guard left out
@@ -79,7 +79,7 @@ def read_run(path: str | Path) -> RunRecord:
         name=folder.path.resolve().name,
         editor=str(config["editor"]),
         asked=int(config["count"]),
-        edits=np.cumsum([len(line["facts"]) for line in lines]),
+        edits=np.cumsum([len(line["facts"]) or 1 for line in lines]),
         norm={p: _floats(line["norm"][p] for line in lines) for p in sorted(lines[0]["norm"], key=layer_of)},
         scores={
             name: _floats(value for line in lines for value in line["scores"][name])
