@@ -54,9 +54,9 @@ def chain(editor: Editor, *transforms: Transform) -> Editor:
             delta, outer = rewrite(site, delta, outer)
             return delta, (states | {site.path: own}, norms, outer)
 
-        start: Any = (state.transforms, {}, carry)
-        update = editor.layerwise or finished(editor)
-        params, inner, info, (states, norms, carry) = update(
+        start: tuple[dict[str, State], dict[str, Array], Any] = (state.transforms, {}, carry)
+        written = editor.layerwise or finished(editor)
+        params, inner, info, (states, norms, carry) = written(
             params, state.editor, requests, transformed, start
         )
         # A broken proposal is told even where a transform dropped what was broken.

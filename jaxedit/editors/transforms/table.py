@@ -138,23 +138,23 @@ def _numbers(row: Row, given: list[str], text: str) -> tuple[float, ...]:
         raise ConfigError(
             f"{where}{len(given)} numbers are given, {row.name} takes {len(row.parameters)}: write {row.usage}"
         )
-    numbers = []
-    for parameter, word in zip(row.parameters, given + [""] * len(row.parameters), strict=False):
-        if not word and parameter.default is None:
-            raise ConfigError(f"{where}{parameter.name} is missing: write {row.usage}")
-        try:
-            number = float(word or str(parameter.default))
-        except ValueError:
-            raise ConfigError(
-                f"{where}{parameter.name} is {word!r}, not a number: write {row.usage}"
-            ) from None
-        if not parameter.low < number <= parameter.high or math.isinf(number):
-            limits = f"above {parameter.low:g}" + (
-                f" and at most {parameter.high:g}" if math.isfinite(parameter.high) else ""
-            )
-            raise ConfigError(f"{where}{parameter.name} is {number:g}; it must be {limits}")
-        numbers.append(number)
-    return tuple(numbers)
+    words = given + [""] * (len(row.parameters) - len(given))
+    return tuple(_number(p, word, where, row.usage) for p, word in zip(row.parameters, words, strict=True))
+
+
+def _number(parameter: Parameter, word: str, where: str, usage: str) -> float:
+    if not word and parameter.default is not None:
+        return parameter.default
+    if not word:
+        raise ConfigError(f"{where}{parameter.name} is missing: write {usage}")
+    try:
+        number = float(word)
+    except ValueError:
+        raise ConfigError(f"{where}{parameter.name} is {word!r}, not a number: write {usage}") from None
+    if not parameter.low < number <= parameter.high or math.isinf(number):
+        most = f" and at most {parameter.high:g}" if math.isfinite(parameter.high) else ""
+        raise ConfigError(f"{where}{parameter.name} is {number:g}; it must be above {parameter.low:g}{most}")
+    return number
 
 
 def build_transforms(
