@@ -50,20 +50,21 @@ def train_hypernetwork(
     params = model.split(flat, model.parameter_paths(config.layers, config.targets))
     advance = functools.partial(jax.jit(train_step, static_argnums=(0, 1, 2)), model, config, training)
     look = functools.partial(jax.jit(held_out_loss, static_argnums=(0, 1, 2)), model, config, training)
+    judged = jax.jit(looked)
     groups, facts = grouped(held_out, training.edits), len(lessons.requests.weight)
     start_key, order_key = jax.random.split(key)
-    progress = begin(fresh(model, config, start_key), training)
+    progress = begin(jax.jit(fresh, static_argnums=(0, 1))(model, config, start_key), training)
     store = (
         None if folder is None else Checkpoints(folder, _identity(lessons, held_out, config, training, key))
     )
     if store is not None and store.latest:
         progress = store.restore(progress)
     else:
-        progress = looked(progress, look(params, progress.hypernet, groups))
+        progress = judged(progress, look(params, progress.hypernet, groups))
     while (step := int(progress.step)) < training.steps and int(progress.stale) < training.patience:
         progress = advance(params, progress, take(lessons, order(order_key, step, facts, training)))
         if (step + 1) % training.every == 0 or step + 1 == training.steps:
-            progress = looked(progress, look(params, progress.hypernet, groups))
+            progress = judged(progress, look(params, progress.hypernet, groups))
             if store is not None:
                 store.save(step + 1, progress)
             report("training the network", step + 1, training.steps)

@@ -30,6 +30,7 @@ RANK = 8
 
 
 look = jax.jit(token_features, static_argnums=(0, 3, 4))
+untrained = jax.jit(fresh, static_argnums=(0, 1))
 
 
 def config_of(case: Case, name: str) -> HyperConfig:
@@ -54,7 +55,7 @@ def features_of(case: Case, config: HyperConfig, batch: list[int]) -> Features:
 
 def some_net(case: Case, config: HyperConfig) -> Hypernet:
     """As a training might leave it: no number where it began, moments of all facts."""
-    start = fresh(case.model, config, jax.random.key(0))
+    start = untrained(case.model, config, jax.random.key(0))
     leaves, tree = jax.tree.flatten(start.net)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [
@@ -63,7 +64,7 @@ def some_net(case: Case, config: HyperConfig) -> Hypernet:
     ]
     net = jax.tree.unflatten(tree, noisy)
     net = net._replace(log_ridge={path: jnp.float32(-0.5 + 0.1 * i) for i, path in enumerate(net.log_ridge)})
-    return Hypernet(net, fold_pairs(start.running, features_of(case, config, [0, 1, 2, 3, 4]).pairs))
+    return Hypernet(net, jax.jit(fold_pairs)(start.running, features_of(case, config, [0, 1, 2, 3, 4]).pairs))
 
 
 def expected_delta(net: Hypernet, path: str, tokens: list[oracle.Token]) -> torch.Tensor:
@@ -121,13 +122,13 @@ def test_edits_beside_padding_are_the_oracles_given_the_same_network(case: Case,
 
 def test_untrained_mend_is_gradient_descent_on_plain_and_then_on_normalised_factors(gpt2: Case) -> None:
     config = config_of(gpt2, "mend")
-    start, features = fresh(gpt2.model, config, jax.random.key(0)), features_of(gpt2, config, [0, 3])
-    changes = shift(start.net, start.running, features.pairs)
+    start, features = untrained(gpt2.model, config, jax.random.key(0)), features_of(gpt2, config, [0, 3])
+    changes = jax.jit(shift)(start.net, start.running, features.pairs)
     for path, pairs in features.pairs.items():
         gradient = np.asarray(pairs.key, np.float64).T @ pairs.gradient
         assert relative(dense(changes[path]), -config.learning_rate * gradient) <= 1e-5
-    running = fold_pairs(start.running, features.pairs)
-    changes = shift(start.net, running, features.pairs)
+    running = jax.jit(fold_pairs)(start.running, features.pairs)
+    changes = jax.jit(shift)(start.net, running, features.pairs)
     for path, pairs in features.pairs.items():
         moments = running[pairs.shape]
         std = np.sqrt(np.asarray(moments.squares, np.float64) / (int(moments.total) - 1))
@@ -165,7 +166,7 @@ def test_lifelong_moments_go_on_with_every_edit_and_are_used(gpt2: Case) -> None
     for shape, running in state.running.items():
         assert int(running.total) == int(expected[shape].total) > int(net.running[shape].total)
         assert relative(running.mean, expected[shape].mean) <= 1e-5
-    for path, delta in shift(net.net, expected, pairs).items():
+    for path, delta in jax.jit(shift)(net.net, expected, pairs).items():
         assert relative(dense(info.delta[path]), dense(delta)) <= 1e-4
     assert same_bits(state.net, net.net)
 
@@ -173,14 +174,14 @@ def test_lifelong_moments_go_on_with_every_edit_and_are_used(gpt2: Case) -> None
 def test_the_identity_can_learn(gpt2: Case) -> None:
     """Every pre-activation is zero there: with a derivative of zero no gradient would ever reach a block."""
     config = config_of(gpt2, "mend")
-    start, pairs = fresh(gpt2.model, config, jax.random.key(0)), features_of(gpt2, config, [0, 3]).pairs
+    start, pairs = untrained(gpt2.model, config, jax.random.key(0)), features_of(gpt2, config, [0, 3]).pairs
     running = fold_pairs(start.running, pairs)
     toward = {path: jax.random.normal(jax.random.key(2), gpt2.model.shapes[path]) for path in pairs}
 
     def along(net) -> jax.Array:
         return sum(jnp.vdot(dense(delta), toward[path]) for path, delta in shift(net, running, pairs).items())
 
-    gradient = jax.grad(along)(start.net)
+    gradient = jax.jit(jax.grad(along))(start.net)
     for blocks in gradient.blocks.values():
         for block in blocks:
             assert all(jnp.abs(getattr(block, name)).max() > 0 for name in ("out", "bias", "shift"))

@@ -100,9 +100,10 @@ def test_moments_of_two_batches_are_those_of_one() -> None:
     both = Pairs(*(jnp.concatenate(parts) for parts in zip(first, second, strict=True)))
     with jax.enable_x64(True):
         none = Lifelong({"6x4": empty(10)}, {"6x4": jnp.zeros((4, 4), jnp.float64)})
-    parts, whole = none, counted(none, {"a": both})
+    count = jax.jit(counted)
+    parts, whole = none, count(none, {"a": both})
     for pairs in (first, second):
-        parts = counted(parts, {"a": pairs})
+        parts = count(parts, {"a": pairs})
     assert int(whole.running["6x4"].total) == 12
     for one, other in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         assert relative(one, other) <= 1e-5
