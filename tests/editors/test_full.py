@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +59,15 @@ def oracle_after(
 
 
 def assert_same_change(case: Case, found: Params, expected: dict[str, Array]) -> None:
-    """Every parameter's change, but that of attention's key bias: the softmax does not depend on it, so
+    """All parameters' change, but that of attention's key bias: the softmax does not depend on it, so
     its gradient is zero in exact arithmetic and rounding alone in float32, which Adam blows up."""
-    for path, end in expected.items():
-        if path.endswith("attention.key.bias"):
-            continue
-        start = np.asarray(case.checkpoint.params[path], np.float64)
-        assert relative(found.edited[path] - start, end - start) <= TOLERANCE, path
+    paths = [path for path in expected if not path.endswith("attention.key.bias")]
+    start = {path: np.asarray(case.checkpoint.params[path], np.float64) for path in paths}
+    ours = np.concatenate([(found.edited[path] - start[path]).ravel() for path in paths])
+    theirs = np.concatenate([(expected[path] - start[path]).ravel() for path in paths])
+    assert relative(ours, theirs) <= TOLERANCE
+    for path in paths:  # one entry whose gradient is near zero weighs more in a small parameter
+        assert relative(found.edited[path] - start[path], expected[path] - start[path]) <= 1e-2, path
 
 
 def test_full_fine_tuning_is_the_oracles(case: Case, tmp_path: Path) -> None:
@@ -83,15 +84,15 @@ def test_full_fine_tuning_is_the_oracles(case: Case, tmp_path: Path) -> None:
     assert_same_change(case, found, expected)
 
 
-def test_continual_pretraining_is_the_oracles(case: Case, tmp_path: Path) -> None:
-    config = replace(PretrainConfig(**OPTIONS), steps=2)
+def test_continual_pretraining_is_the_oracles(cases: dict[str, Case], tmp_path: Path) -> None:
+    case, config = cases["llama"], PretrainConfig(**OPTIONS | {"steps": 4})
     batches = text_batches(case)
     found, _ = sequence(continue_pretraining(case.model, config), everything(case), batches)
     rows = [torch.tensor(batch.tokens[batch.valid[:, 0]], dtype=torch.long) for batch in batches]
     assert len(rows) > 2
     assert len(rows[-1]) < len(rows[0])
     expected = oracle_after(
-        case, tmp_path / "model", lambda model: [oracle.text_loss(model, part) for part in rows], steps=2
+        case, tmp_path / "model", lambda model: [oracle.text_loss(model, part) for part in rows], steps=4
     )
     assert_same_change(case, found, expected)
 
@@ -116,7 +117,7 @@ class Run:
     """An editor of matrices of two layers of the tiny GPT-2 under the driver."""
 
     def __init__(self, case: Case, name: str) -> None:
-        options = {"layers": (1, 2), "targets": ("attention.query", "mlp"), "learning_rate": 1e-3, "steps": 2}
+        options = {"layers": (2,), "targets": ("attention.query", "mlp"), "learning_rate": 1e-3, "steps": 2}
         self.editor, self.batches = {
             "full-ft": (
                 full_fine_tune(case.model, FullConfig(**options, weight_decay=0.1)),

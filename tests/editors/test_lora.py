@@ -31,7 +31,7 @@ from tests.reference import layout
 
 BATCHES = ([0, 3, 4], [1, 2])
 TOLERANCE = 1e-4
-STEPS = 8
+STEPS = 5
 SETTINGS = {"rank": 3, "alpha": 6.0, "steps": STEPS, "stop_loss": 0.0, "weight_decay": 0.1, "clip_norm": 1.0}
 TARGETS = {"gpt2": ("mlp.down",), "llama": ("attention.query", "attention.value", "mlp")}
 
@@ -137,16 +137,17 @@ def random_adapters(case: Case, paths: tuple[str, ...]) -> Adapters:
     return adapters
 
 
-def test_merged_forward_is_the_unmerged_one(case: Case) -> None:
+def test_merged_forward_is_the_unmerged_one(cases: dict[str, Case]) -> None:
     """On every projection of every layer; float32 rounding apart: logits within 1e-5 of their largest."""
+    case = cases["llama"]
     paths = case.model.parameter_paths(None, ("attention", "mlp"))
-    assert len(paths) == case.model.config.n_layers * (7 if case.name == "llama" else 6)
+    assert len(paths) == 7 * case.model.config.n_layers
     params = case.model.split(case.checkpoint.params, paths)
     adapters = random_adapters(case, paths)
     tokens = jnp.asarray(case.blocks[:4])
     unmerged = np.asarray(jax.jit(lambda: case.model.bind(params, adapters)(tokens))())
-    merged = np.asarray(jax.jit(lambda: case.model.bind(merge(params, adapters))(tokens))())
-    plain = np.asarray(case.model.bind(params)(tokens))
+    run = jax.jit(lambda params: case.model.bind(params)(tokens))
+    merged, plain = np.asarray(run(merge(params, adapters))), np.asarray(run(params))
     assert np.abs(merged - unmerged).max() <= 1e-5 * np.abs(plain).max()
     assert np.abs(merged - plain).max() > 0.1 * np.abs(plain).max()
 
@@ -160,7 +161,7 @@ class Run:
     """A LoRA editor on the tiny GPT-2 under the driver; other matrices are float32 masters too."""
 
     def __init__(self, case: Case, sequence: bool) -> None:
-        config = LoRASequenceConfig(layers=(1, 2), targets=("attention.out", "mlp.up"), **SETTINGS)
+        config = LoRASequenceConfig(layers=(2,), targets=("attention.out", "mlp.up"), **SETTINGS)
         self.paths = case.model.parameter_paths(config.layers, config.targets)
         if not sequence:
             config = LoRAConfig(layers=config.layers, targets=config.targets, **SETTINGS)
@@ -221,8 +222,8 @@ def test_padding_changes_nothing(run: Run) -> None:
         assert np.array_equal(np.asarray(steps.delta_norm[path]) == 0, [False, True, False, True])
 
 
-def test_every_edit_draws_another_adapter_from_the_state_alone(gpt2: Case) -> None:
-    config = LoRAConfig(layers=(1,), **SETTINGS)
+def test_edits_learn_each_from_another_adapter_drawn_from_the_state_alone(gpt2: Case) -> None:
+    config = LoRAConfig(layers=(2,), learning_rate=3e-2, stop_loss=0.0)
     params = params_of(gpt2, config)
     editor = lora(gpt2.model, config)
     update, request = jax.jit(editor.update), gpt2.batch([0], 1)
@@ -231,15 +232,9 @@ def test_every_edit_draws_another_adapter_from_the_state_alone(gpt2: Case) -> No
     _, _, later = update(params, second, request)
     (path,) = info.delta
     assert relative(later.delta[path].left, info.delta[path].left) > 0.5
+    for losses in (info.metrics["loss"], later.metrics["loss"]):
+        assert losses[-1, 0] < 0.7 * losses[0, 0]
     reseeded = lora(gpt2.model, replace(config, seed=1)).init(params)
     assert relative(update(params, reseeded, request)[2].delta[path].left, info.delta[path].left) > 0.5
     again = state._replace(edits=jnp.asarray(1, jnp.int32))
     assert same_bits(update(params, again, request)[2], later)
-
-
-def test_losses_of_an_edit_fall(gpt2: Case) -> None:
-    config = LoRAConfig(layers=(1,), learning_rate=3e-2, stop_loss=0.0)
-    editor, params = lora(gpt2.model, config), params_of(gpt2, config)
-    _, _, info = jax.jit(editor.update)(params, editor.init(params), gpt2.batch(BATCHES[0], 3))
-    losses = np.asarray(info.metrics["loss"])
-    assert (losses[-1] < 0.7 * losses[0]).all()

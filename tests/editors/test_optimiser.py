@@ -63,12 +63,12 @@ def test_adamw_with_clipping_and_a_schedule_is_the_oracles(case: Case) -> None:
     assert relative(reference[0][0], plain[0][0]) > 10 * TOLERANCE
 
 
-def test_prompt_last_is_its_own_oracles_and_not_the_default(case: Case) -> None:
+def test_prompt_last_is_its_own_oracles_and_not_the_default(gpt2: Case) -> None:
     config = FineTuneConfig((LAYER,), steps=10, stop_loss=0.0, objective="prompt_last")
-    reference = expected(case, lambda _: config.learning_rate, 10, prompt_last=True)
-    default = expected(case, lambda _: config.learning_rate, 10)
+    reference = expected(gpt2, lambda _: config.learning_rate, 10, prompt_last=True)
+    default = expected(gpt2, lambda _: config.learning_rate, 10)
     assert FineTuneConfig((LAYER,)).objective == "target_new"
-    for info, (delta, _), (other, _) in zip(edits(case, config), reference, default, strict=True):
+    for info, (delta, _), (other, _) in zip(edits(gpt2, config), reference, default, strict=True):
         assert relative(info.delta[PATH], delta) <= TOLERANCE
         assert relative(other, delta) > 0.1
 
