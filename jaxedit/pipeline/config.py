@@ -62,6 +62,8 @@ def check(config: RunConfig) -> None:
     for name, least in (("count", 1), ("chunk", 1), ("batch_size", 0)):
         if getattr(config, name) < least:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least {least}")
+    if not -(2**63) <= config.seed < 2**63:
+        raise ConfigError(f"seed is {config.seed}; it must fit 64 bits")
     for name in ("edit", "total"):
         value = getattr(config.limits, name)
         if value is not None and not value > 0:
