@@ -1,6 +1,7 @@
 """Frozen dataclasses from plain data (TOML, JSON), with errors that name the nearest setting."""
 
 import dataclasses
+import sys
 import tomllib
 import types
 import typing
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 from jaxedit.errors import ConfigError, unknown_name
 
 T = TypeVar("T")
+LARGEST = int(sys.float_info.max)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -18,7 +20,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text())
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, thousands of digits or brackets
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -27,6 +31,8 @@ def build(cls: type[T], content: dict[str, Any], where: str = "the configuration
 
     Raises ConfigError for a field that `cls` does not have (with the nearest names) or a value of another type.
     """
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: {content!r} is not a table of settings")
     hints = typing.get_type_hints(cls)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values = {}
@@ -54,7 +60,7 @@ def _fits(option: Any, value: Any) -> bool:
     if origin is tuple:
         return isinstance(value, list | tuple) and all(_fits(args[0], item) for item in value)
     if option is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, float) or (_fits(int, value) and abs(value) <= LARGEST)
     if option is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, option)

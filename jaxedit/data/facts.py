@@ -81,6 +81,8 @@ def validate_all(facts: Iterable[Fact], where: str) -> None:
 def _problems(fact: Fact) -> Iterator[str]:
     if not fact.id:
         yield "the id is empty: give each fact an id of its own"
+    for name, text in (("id", fact.id), ("relation", fact.relation)):
+        yield from _character_problems(name, text)
     yield from _text_problems("subject", fact.subject)
     yield from _text_problems("prompt", fact.prompt)
     yield from _text_problems("target_new", fact.target_new)
@@ -112,3 +114,11 @@ def _text_problems(name: str, text: str) -> Iterator[str]:
         yield f"{name} is empty"
     elif text != text.strip():
         yield f"{name} {text!r} has white space at an end: remove it (the target is joined by one space)"
+    yield from _character_problems(name, text)
+
+
+def _character_problems(name: str, text: str) -> Iterator[str]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        yield f"{name} {text!r} has half a character (a lone surrogate) at place {error.start}: write it anew"

@@ -44,6 +44,8 @@ def read_json(path: str | Path) -> Any:
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); the file is"
             " truncated or damaged, fetch or write it again"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise FactError(f"{path}: not readable as JSON ({error}); fetch or write the file again") from error
 
 
 def read_records(path: str | Path) -> list[Record]:

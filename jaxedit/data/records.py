@@ -52,6 +52,8 @@ def _parse(line: str, where: str) -> Fact:
         raise FactError(
             f"{where}, column {error.colno}: not valid JSON ({error.msg}); a line is one JSON object"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise FactError(f"{where}: not readable as JSON ({error}); a line is one JSON object") from error
     if not isinstance(record, dict):
         raise FactError(f"{where}: expected a JSON object with the fields of a fact")
     for name in record:

@@ -90,6 +90,8 @@ def check(config: RunConfig) -> None:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least {least}")
     for text in config.transforms:
         read_transform(text)
+    if not -(2**63) <= config.seed < 2**63:
+        raise ConfigError(f"seed is {config.seed}; it must fit 64 bits")
     for name in ("edit", "total"):
         value = getattr(config.limits, name)
         if value is not None and not value > 0:

@@ -70,19 +70,22 @@ def json_bytes(content: dict[str, Any]) -> bytes:
 
 def write_sums(folder: Path) -> None:
     """Lists the checksums of all files below a folder in the folder itself."""
-    lines = [f"{sha256(file.read_bytes())}  {file.relative_to(folder)}\n" for file in _files(folder)]
-    replace(folder / SUMS, "".join(lines).encode())
+    digests = {str(file.relative_to(folder)): sha256(file.read_bytes()) for file in _files(folder)}
+    replace(folder / SUMS, _listed(digests))
 
 
 def check_sums(folder: Path) -> list[str]:
     """What is wrong with the files below a folder that has such a list; empty where nothing is."""
     try:
-        lines = (folder / SUMS).read_text().splitlines()
+        content = (folder / SUMS).read_bytes()
+        lines = content.decode().split("\n")[:-1]
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except FileNotFoundError:
         return [f"{folder / SUMS} is missing"]
     except ValueError:
         return [f"{folder / SUMS} is damaged: it is no list of checksums"]
+    if content != _listed(expected):
+        return [f"{folder / SUMS} is damaged: it is not as it was written"]
     found = {str(file.relative_to(folder)): file for file in _files(folder)}
     problems = [f"{folder / name} is missing" for name in sorted(expected.keys() - found.keys())]
     problems += [f"{folder / name} is not in {SUMS}" for name in sorted(found.keys() - expected.keys())]
@@ -90,6 +93,10 @@ def check_sums(folder: Path) -> list[str]:
         if sha256(found[name].read_bytes()) != expected[name]:
             problems.append(f"{folder / name} is damaged: its checksum is not that in {SUMS}")
     return problems
+
+
+def _listed(digests: dict[str, str]) -> bytes:
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -106,14 +106,7 @@ class Trajectory:
     def resumable(self, step: int) -> tuple[Matrices, State]:
         """Matrices and the editor's state after `step` updates: all that a run needs to go on from there."""
         self._check(step)
-        begun = self._last_whole(step)
-        start = self.folder.journal.chunks[begun - 1].after if begun else 0
-        edited = (
-            self.folder.restore(begun, "edited", self.like) if not self.folder.low_rank else self.at(start)
-        )
-        state = self._state
-        if self.folder.fingerprint(begun, "state"):
-            state = self.folder.restore(begun, "state", self._state)
+        edited, state, begun = self._begun(step)
         for chunk in self.folder.journal.chunks[begun:]:
             if chunk.first >= step:
                 break
@@ -156,20 +149,31 @@ class Trajectory:
                     problem = problem or error
         raise problem or RunError(f"{self.folder.path} has no snapshot to start from: they were removed")
 
-    def _last_whole(self, step: int) -> int:
-        """After how many chunks the last snapshot up to a step has all that `resumable` needs."""
+    def _begun(self, step: int) -> tuple[Matrices, State, int]:
+        """Matrices, state and number of chunks at the last good snapshot up to a step that has both."""
+        problem: RunError | None = None
+        for chunks in self._whole(step):
+            start = self.folder.journal.chunks[chunks - 1].after if chunks else 0
+            try:
+                low_rank = self.folder.low_rank
+                edited = self.at(start) if low_rank else self.folder.restore(chunks, "edited", self.like)
+                remembered = bool(self.folder.fingerprint(chunks, "state"))
+                state = self.folder.restore(chunks, "state", self._state) if remembered else self._state
+                return edited, state, chunks
+            except RunError as error:
+                problem = problem or error
+                if self._rerun is None:
+                    break
+        raise problem or RunError(f"{self.folder.path} has no snapshot to start from: they were removed")
+
+    def _whole(self, step: int) -> list[int]:
+        """After how many chunks, up to a step, there is all that `resumable` begins with; the last one first."""
         remembers = bool(self.folder.fingerprint(0, "state"))
-        there = set(self.folder.snapshots("state" if remembers else "edited"))
-        there |= (
-            set(range(len(self.folder.journal.chunks) + 1))
-            if self.folder.low_rank and not remembers
-            else set()
-        )
         chunks = self.folder.journal.chunks
-        fitting = [n for n in there if (chunks[n - 1].after if n else 0) <= step]
-        if not fitting:
-            raise RunError(f"{self.folder.path} has no snapshot to start from: they were removed")
-        return max(fitting)
+        there = set(self.folder.snapshots("state" if remembers else "edited"))
+        if self.folder.low_rank and not remembers:
+            there |= set(range(len(chunks) + 1))
+        return sorted((n for n in there if (chunks[n - 1].after if n else 0) <= step), reverse=True)
 
     def _between(self, start: int, stop: int) -> list[Finished]:
         return [c for c in self.folder.journal.chunks if c.first < stop and c.after > start and stop > start]

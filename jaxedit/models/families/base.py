@@ -12,6 +12,8 @@ from jaxedit.models.config import DecoderConfig
 HFConfig = dict[str, Any]
 """The content of a checkpoint's `config.json`."""
 
+LARGEST_SIZE, MOST_LAYERS = 2**26, 1024  # refused beyond, before anything is built to that size
+
 Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
 ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
@@ -75,11 +77,11 @@ class Settings:
     def __init__(self, values: HFConfig, family: str):
         self.values, self.family = values, family
 
-    def integer(self, name: str, default: int | None = None) -> int:
-        """A positive integer; `default` where the key is absent or null."""
+    def integer(self, name: str, default: int | None = None, most: int = LARGEST_SIZE) -> int:
+        """A positive integer, `most` at most; `default` where the key is absent or null."""
         value = self._given(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.wrong(name, "a positive integer")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise self.wrong(name, f"a positive integer, {most} at most")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

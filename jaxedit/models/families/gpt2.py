@@ -1,7 +1,7 @@
 """GPT-2 (Radford et al. 2019). Its projections are stored `[in, out]`, query, key and value in one tensor."""
 
 from jaxedit.models.config import DecoderConfig
-from jaxedit.models.families.base import Family, HFConfig, Settings, TensorMap
+from jaxedit.models.families.base import MOST_LAYERS, Family, HFConfig, Settings, TensorMap
 
 
 def config(values: HFConfig) -> DecoderConfig:
@@ -21,7 +21,7 @@ def config(values: HFConfig) -> DecoderConfig:
         vocab_size=settings.integer("vocab_size", 50257),
         d_model=d_model,
         d_ff=settings.integer("n_inner", 4 * d_model),
-        n_layers=settings.integer("n_layer", 12),
+        n_layers=settings.integer("n_layer", 12, MOST_LAYERS),
         n_heads=n_heads,
         n_kv_heads=n_heads,
         head_dim=d_model // n_heads,

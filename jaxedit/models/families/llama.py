@@ -2,7 +2,7 @@
 
 from jaxedit.errors import ModelError
 from jaxedit.models.config import DecoderConfig, RopeScaling
-from jaxedit.models.families.base import Family, HFConfig, Settings, TensorMap
+from jaxedit.models.families.base import MOST_LAYERS, Family, HFConfig, Settings, TensorMap
 
 
 def config(values: HFConfig) -> DecoderConfig:
@@ -25,7 +25,7 @@ def config(values: HFConfig) -> DecoderConfig:
         vocab_size=settings.integer("vocab_size", 32000),
         d_model=d_model,
         d_ff=settings.integer("intermediate_size", 11008),
-        n_layers=settings.integer("num_hidden_layers", 32),
+        n_layers=settings.integer("num_hidden_layers", 32, MOST_LAYERS),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,

@@ -1,0 +1,1 @@
+"""Hostile input: only documented errors come out."""
