@@ -1,0 +1,59 @@
+"""The README's examples run."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxedit.errors import ModelError
+from jaxedit.models.sources import load
+from jaxedit.trajectory.run import Chunk, chunk_function, replayed
+from tests.cases import same_bits
+from tests.trajectory.made import requests, start
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def block(word: str) -> str:
+    (found,) = (text for text in BLOCKS if word in text)
+    return found
+
+
+def test_an_editor_of_ones_own_runs_is_logged_and_replayed() -> None:
+    text = block("def noise")
+    body = text[text.index("def noise") :].strip().splitlines()
+    assert len(body) < 15
+    names: dict[str, Any] = {"jax": jax, "jnp": jnp}
+    exec(text, names)
+    editor = names["noise"](0.1)
+    edited, state, steps = chunk_function(editor)(
+        start(), {}, editor.init(None), Chunk(requests(range(4)), None)
+    )
+    assert int(state) == 4
+    assert np.asarray(steps.applied).all()
+    assert not same_bits(edited, start())
+    assert same_bits(replayed(start(), steps.factors, steps.applied), edited)
+
+
+@pytest.mark.slow
+def test_the_library_example_edits_and_its_chain_too() -> None:
+    try:
+        load("smollm2-135m")
+    except ModelError as error:
+        pytest.skip(f"no SmolLM2-135M: {error}")
+    names: dict[str, Any] = {}
+    exec(block('base = load("smollm2-135m")'), names)
+    assert bool(names["info"].finite)
+    assert np.asarray(names["steps"].applied).all()
+    exec(block("chain(memit.build"), names)
+    editor, params = names["editor"], names["params"]
+    after, _, info = jax.jit(editor.update)(params, editor.init(params), names["requests"][0])
+    assert bool(info.finite)
+    for path, matrix in params.edited.items():
+        before, now = (jnp.linalg.svd(w, compute_uv=False) for w in (matrix, after.edited[path]))
+        np.testing.assert_allclose(now, before, rtol=1e-3)
