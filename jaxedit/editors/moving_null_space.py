@@ -1,4 +1,4 @@
-"""AlphaEdit with a null space that moves: BetaEdit (arXiv 2605.09285) and LangEdit (Sun et al. 2025)."""
+"""AlphaEdit with a null space that moves: BetaEdit (arXiv 2605.09285) and LangEdit (arXiv 2506.10800)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
