@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 from jaxedit.models.config import DecoderConfig
 
 TABLE = "paper table"
-SEARCH = "own search, scripts/search_presets.py"
+SEARCH = "own search over decades; scripts/search_presets.py repeats it"
 DEPTH = "by depth rule, unverified"
 
 # What a model's `DecoderConfig` must be, field by field; what is not named may be anything.
