@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from jaxedit.errors import RunError
 from jaxedit.evaluation.edits import summarise
+from jaxedit.trajectory.files import sensible
 from jaxedit.trajectory.store import RunFolder
 
 SCORES = ("ES", "PS", "NS")
@@ -75,21 +76,24 @@ def read_run(path: str | Path) -> RunRecord:
     summary = (
         folder.read("summary") if folder.finished else {"unedited": {}, "final": {}, "unedited_norm": {}}
     )
-    return RunRecord(
-        name=folder.path.resolve().name,
-        editor=str(config["editor"]),
-        asked=int(config["count"]),
-        edits=np.cumsum([len(line["facts"]) or 1 for line in lines]),
-        norm={p: _floats(line["norm"][p] for line in lines) for p in sorted(lines[0]["norm"], key=layer_of)},
-        scores={
-            name: _floats(value for line in lines for value in line["scores"][name])
-            for name in lines[0]["scores"]
-        },
-        refused=sum(not line["applied"] for line in lines),
-        unedited=summary["unedited"],
-        final=summary["final"],
-        unedited_norm=summary["unedited_norm"],
-    )
+    with sensible(path):
+        return RunRecord(
+            name=folder.path.resolve().name,
+            editor=str(config["editor"]),
+            asked=int(config["count"]),
+            edits=np.cumsum([len(line["facts"]) or 1 for line in lines]),
+            norm={
+                p: _floats(line["norm"][p] for line in lines) for p in sorted(lines[0]["norm"], key=layer_of)
+            },
+            scores={
+                name: _floats(value for line in lines for value in line["scores"][name])
+                for name in lines[0]["scores"]
+            },
+            refused=sum(not line["applied"] for line in lines),
+            unedited=summary["unedited"],
+            final=summary["final"],
+            unedited_norm=summary["unedited_norm"],
+        )
 
 
 def layer_of(path: str) -> int:

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxedit.report.record import layer_of
+from jaxedit.trajectory.files import sensible
 from jaxedit.trajectory.store import RunFolder
 
 
@@ -20,20 +21,21 @@ def history_table(folder: RunFolder, every: int = 1) -> Table:
         table.add_column(name, justify="right" if justify == "right" else "left")
     table.add_column("refused")
     table.add_column("saved")
-    for line in lines:
-        step = line["update"] + 1
-        if line["update"] % max(every, 1) and step != len(lines):
-            continue
-        facts = ", ".join(line["facts"][:3]) + (" ..." if len(line["facts"]) > 3 else "")
-        saved = "snapshot" if step in kept else "chunk" if step in chunks else ""
-        table.add_row(
-            str(line["update"]),
-            escape(facts),
-            _largest(line["delta_norm"]),
-            _largest(line["norm"]),
-            "" if line["applied"] else escape(" and ".join(line["refused"]) or "with its chunk"),
-            saved,
-        )
+    with sensible(folder.path / "metrics.jsonl"):
+        for line in lines:
+            step = line["update"] + 1
+            if line["update"] % max(every, 1) and step != len(lines):
+                continue
+            facts = ", ".join(line["facts"][:3]) + (" ..." if len(line["facts"]) > 3 else "")
+            saved = "snapshot" if step in kept else "chunk" if step in chunks else ""
+            table.add_row(
+                str(line["update"]),
+                escape(facts),
+                _largest(line["delta_norm"]),
+                _largest(line["norm"]),
+                "" if line["applied"] else escape(" and ".join(line["refused"]) or "with its chunk"),
+                saved,
+            )
     if not folder.finished:
         table.caption = escape(f"not finished; `jaxedit resume {folder.path}` goes on with it")
     return table

@@ -104,6 +104,17 @@ def _files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
+def sensible(what: Path | str) -> Iterator[None]:
+    """Turns content that is whole but nothing that a run writes into a RunError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise RunError(
+            f"{what} does not hold what a run writes there ({type(error).__name__}: {error})"
+        ) from None
+
+
+@contextlib.contextmanager
 def disk(path: Path) -> Iterator[None]:
     """Turns a full disk into a RunError that says what is safe."""
     try:

@@ -65,6 +65,7 @@ class End:
     summary: str  # SHA-256 of summary.json
 
 
+MOST_UPDATES, MOST_BYTES = 2**20, 2**60  # of a chunk, of metrics.jsonl; refused beyond
 Entry: TypeAlias = Start | Finished | PolicyChange | End
 KINDS: dict[str, type] = {"start": Start, "chunk": Finished, "policy": PolicyChange, "end": End}
 NAMES = {cls: name for name, cls in KINDS.items()}
@@ -182,7 +183,8 @@ def _out_of_order(entry: Entry, before: list[Entry]) -> str | None:
         bytes_before = chunks[-1].metrics_end if chunks else 0
         if (entry.number, entry.first) != (number, first) or entry.updates < 1:
             return f"chunk {entry.number} of updates from {entry.first} follows {number} chunks of {first} updates"
-        if entry.metrics_end < bytes_before or not _within(entry.refused, entry):
+        possible = entry.updates <= MOST_UPDATES and bytes_before <= entry.metrics_end <= MOST_BYTES
+        if not possible or not _within(entry.refused, entry):
             return f"chunk {entry.number} has sizes that cannot be"
     return None
 

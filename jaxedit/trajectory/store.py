@@ -30,7 +30,7 @@ from safetensors.numpy import load as load_tensors
 from jaxedit.errors import RunError
 from jaxedit.trajectory import journal as journals
 from jaxedit.trajectory import snapshots
-from jaxedit.trajectory.files import check_sums, sha256
+from jaxedit.trajectory.files import check_sums, sensible, sha256
 from jaxedit.trajectory.journal import Finished, Journal, Start
 from jaxedit.types import LowRank, State
 
@@ -76,7 +76,9 @@ class RunFolder:
             expected = self.journal.end.summary
         else:
             expected = getattr(self.journal.start, name)
-        return json.loads(self._bytes(f"{name}.json", expected))
+        content = self._bytes(f"{name}.json", expected)
+        with sensible(self.path / f"{name}.json"):
+            return dict(json.loads(content))
 
     def _bytes(self, name: str, expected: str) -> bytes:
         file = self.path / name
@@ -98,7 +100,8 @@ class RunFolder:
 
     def require_base(self, model: str, weights: str) -> None:
         """Raises RunError unless the run was made on the weights with this fingerprint."""
-        written = self.read("environment")["fingerprint"]
+        with sensible(self.path / "environment.json"):
+            written = str(self.read("environment")["fingerprint"])
         if written != weights:
             raise RunError(
                 f"{self.path} was made on other weights: the model {model!r} has fingerprint {weights[:12]}, "
@@ -109,7 +112,9 @@ class RunFolder:
         """The metric lines of all finished updates. Raises RunError naming the first chunk that is damaged."""
         lines: list[dict[str, Any]] = []
         for chunk in self.journal.chunks:
-            lines += [json.loads(line) for line in self.metric_bytes(chunk).splitlines()]
+            content = self.metric_bytes(chunk)
+            with sensible(self.path / "metrics.jsonl"):
+                lines += [dict(json.loads(line)) for line in content.splitlines()]
         return lines
 
     def metric_bytes(self, chunk: Finished) -> bytes:
@@ -189,8 +194,12 @@ class RunFolder:
         branch = self.read("environment").get("branch")
         if branch is None:
             return {}
-        shapes = {path: jax.ShapeDtypeStruct(like[path].shape, jnp.float32) for path in branch["matrices"]}
-        return snapshots.restore(self.path / "origin", shapes, branch["fingerprint"])
+        with sensible(self.path / "environment.json"):
+            expected = str(branch["fingerprint"])
+            shapes = {
+                path: jax.ShapeDtypeStruct(like[path].shape, jnp.float32) for path in branch["matrices"]
+            }
+        return snapshots.restore(self.path / "origin", shapes, expected)
 
     @property
     def _snapshots(self) -> Path:

@@ -39,7 +39,7 @@ def fuzz(target: Target, place: Path, cases: int, seed: int) -> Count:
     @with_seed(seed)
     @settings(
         max_examples=cases, deadline=None, database=None, suppress_health_check=suppressed, print_blob=True,
-        phases=[Phase.generate, Phase.shrink],
+        phases=[Phase.generate],
     )  # fmt: skip
     @given(target.cases)
     def each(case: Any) -> None:

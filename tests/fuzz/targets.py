@@ -1,5 +1,5 @@
 """Everything that reads files, by name."""
 
-from tests.fuzz import inputs
+from tests.fuzz import folders, inputs
 
-TARGETS = inputs.TARGETS
+TARGETS = inputs.TARGETS | folders.TARGETS

@@ -1,7 +1,7 @@
 """Runs of random updates: the true driver and the true writer, and an editor that adds what it is given."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,9 +103,9 @@ def write_run(
     remembers: bool = True,
     dense: bool = False,
     finished: bool = True,
-    seen: Callable[[int], None] = lambda _: None,
+    keep: bool = True,
 ) -> Synthetic:
-    """Writes a run of random updates; `seen` is called with the number of updates after each chunk."""
+    """Writes a run of random updates; without `keep` the truth has only the matrices before the first."""
     editor = adding(remembers, dense)
     apply = chunk_function(editor)
 
@@ -125,8 +125,8 @@ def write_run(
             edited, state, steps = apply(edited, {}, state, requests(first, count))
             kept = jax.tree.map(jnp.copy, (edited, state))
             writer.append(Done(count, (1, 1, 1), steps, lines_of(steps, first, count), *kept))
-            run.truth.append(jax.tree.map(np.array, edited))
-            seen(first + count)
+            if keep:
+                run.truth.append(jax.tree.map(np.array, edited))
         if finished:
             norm = {path: float(np.linalg.norm(w)) for path, w in run.truth[0].items()}
             writer.end({"edits": updates, "unedited": {}, "final": {"S": 0.5}, "unedited_norm": norm})
