@@ -1,5 +1,7 @@
 """A batch's real tail tokens and the predictions that are read from them, packed."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -16,10 +18,10 @@ class Size(NamedTuple):
     reads: int
 
 
-def sizes_of(requests: Requests) -> list[Size]:
-    """Shares of all that the request arrays can hold, ascending, each once; each costs a compilation."""
+def sizes_of(requests: Requests, shares: Sequence[float]) -> list[Size]:
+    """Shares of all that the request arrays can hold, ascending, each once; the last is the whole."""
     tokens, reads = requests.tail.size, requests.predict_at.size
-    return sorted({Size(-(-tokens * part // 8), -(-reads * part // 8)) for part in (3, 5, 8)})
+    return sorted({Size(math.ceil(tokens * share), math.ceil(reads * share)) for share in (*shares, 1.0)})
 
 
 def real_tail(requests: Requests) -> Bool[Array, "B R S"]:

@@ -36,6 +36,7 @@ class ValueConfig:
     clamp: float = 0.75  # bound on ||delta|| / ||h0||
     kl: float = 0.0625
     stop_loss: float = 0.05
+    shares: tuple[float, ...] = (0.375, 0.625)  # of a batch's room that the loop is compiled for beside the whole
     patience: int | None = (
         None  # MPES: stop once the target was most probable at this many steps; None: never
     )
@@ -98,7 +99,7 @@ def optimise_values(
 
         return optimise
 
-    sizes = sizes_of(requests)
+    sizes = sizes_of(requests, config.shares)
     tokens, reads = real_tail(requests).sum(), asked(requests).sum()
     too_small = [(size.tokens < tokens) | (size.reads < reads) for size in sizes[:-1]]
     values = jax.lax.switch(sum(too_small, start=jnp.int32(0)), [at_size(size) for size in sizes])
@@ -156,7 +157,7 @@ def value_objective(
     `size` must hold the batch's tokens; without one everything fits.
     """
     facts, n_rows, _ = requests.prefix.shape
-    size = size or sizes_of(requests)[-1]
+    size = size or sizes_of(requests, ())[-1]
     above = range(layer + 1, decoder.config.n_layers)
     scale = jnp.maximum(jnp.square(safe_norm(origin)), jnp.finfo(jnp.float32).tiny)
     tokens = packing_of(real_tail(requests).reshape(rows.tail.shape), size.tokens)
