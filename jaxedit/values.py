@@ -36,7 +36,10 @@ class ValueConfig:
     clamp: float = 0.75  # bound on ||delta|| / ||h0||
     kl: float = 0.0625
     stop_loss: float = 0.05
-    shares: tuple[float, ...] = (0.375, 0.625)  # of a batch's room that the loop is compiled for beside the whole
+    shares: tuple[float, ...] = (
+        0.375,
+        0.625,
+    )  # of a batch's room that the loop is compiled for beside the whole
     patience: int | None = (
         None  # MPES: stop once the target was most probable at this many steps; None: never
     )

@@ -25,7 +25,8 @@ LAYERS = (0, 1)
 
 
 def quick(config: LocateConfig, steps: int = 4) -> LocateConfig:
-    return replace(config, values=replace(config.values, learning_rate=0.1, steps=steps, weight_decay=0.01))
+    values = replace(config.values, learning_rate=0.1, steps=steps, weight_decay=0.01, shares=())
+    return replace(config, values=values)
 
 
 def editor_of(case: Case, config: LocateConfig) -> Editor:

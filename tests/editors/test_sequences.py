@@ -172,6 +172,7 @@ def ours(
         kl=settings.kl,
         stop_loss=settings.stop_loss,
         patience=settings.patience,
+        shares=(),
     )
     config = replace(config, values=values)
     solver = None if method.solver is None else method.solver(config)

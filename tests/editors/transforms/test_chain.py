@@ -52,6 +52,7 @@ def tuned(config: LocateConfig) -> LocateConfig:
         clamp=SETTINGS.clamp,
         kl=SETTINGS.kl,
         stop_loss=SETTINGS.stop_loss,
+        shares=(),
     )
     return replace(config, values=values)
 
