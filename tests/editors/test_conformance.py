@@ -160,7 +160,8 @@ def test_state_shares_no_memory_with_the_parameters(row: Row) -> None:
 def test_a_batch_of_padding_is_no_edit(row: Row) -> None:
     """Also after edits, when a method has something to restore."""
     params, state, _ = row.first()
-    nothing = row.batches[1]._replace(weight=jnp.zeros_like(row.batches[1].weight))
+    emptied = "weight" if row.method.request == "facts" else "valid"
+    nothing = row.batches[1]._replace(**{emptied: jnp.zeros_like(getattr(row.batches[1], emptied))})
     after, kept, info = row.update(params, state, nothing)
     assert bool(info.finite)
     assert same_bits(after, params)
