@@ -51,7 +51,9 @@ def optimised(
 def ours(case: Case, config: ValueConfig, requests: Requests | None = None) -> Values:
     """Compiled once for each site, way to stop early and shape: the other settings are arguments."""
     numbers = vars(config).copy()
-    fixed = tuple((name, numbers.pop(name)) for name in ("site", "steps", "patience", "reference_quirks"))
+    fixed = tuple(
+        (name, numbers.pop(name)) for name in ("site", "steps", "patience", "reference_quirks", "shares")
+    )
     requests = case.encode(FACTS) if requests is None else requests
     return optimised(case.model, case.params([LAYER]), requests, fixed, numbers)
 
