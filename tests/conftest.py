@@ -21,13 +21,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         jax.config.update("jax_disable_most_optimizations", False)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """What shares compiled programs goes to one worker: a module, or one editor of the conformance table."""
-    callspec = getattr(item, "callspec", None)
-    row = callspec.params.get("row") if callspec is not None else None
-    item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{row}" if row else str(item.path)))
-
-
 @pytest.fixture(scope="session")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     """Every tiny model by name."""
