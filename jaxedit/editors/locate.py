@@ -73,7 +73,8 @@ def locate_and_edit(
     def update(params: Params, state: State, requests: Requests) -> tuple[Params, State, EditInfo]:
         return layerwise(params, state, requests, lambda site, delta, carry: (delta, carry), None)[:3]
 
-    return Editor(init, update, config.memory or config.anchor is not None, layerwise)
+    remembers = config.memory or config.anchor is not None
+    return Editor(init, update, remembers=remembers, layerwise=layerwise)
 
 
 class Written(NamedTuple):

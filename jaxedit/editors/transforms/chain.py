@@ -73,7 +73,7 @@ def chain(editor: Editor, *transforms: Transform) -> Editor:
         final = {path: whole.finalize(w, state.transforms[path]) for path, w in params.edited.items()}
         return Params(final, params.frozen)
 
-    return Editor(init, update, True, layerwise if editor.layerwise else None, finalize)
+    return Editor(init, update, layerwise=layerwise if editor.layerwise else None, finalize=finalize)
 
 
 def finished(editor: Editor):

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxedit.editors.closed_form import preservation, remember, solve, write
-from jaxedit.linalg import dense, frobenius
+from jaxedit.linalg import added, frobenius
 from jaxedit.types import Delta, EditInfo, Editor, LowRank, Params, Requests, Rewrite, Site, Solved
 from tests.test_linalg import spd
 
@@ -63,7 +63,7 @@ def _given(updates: Callable[[dict[str, Array]], Delta]) -> Editor:
     def update(params: Params, step: Array, requests: Requests) -> Reached:
         active = requests.weight.sum() > 0
         delta = jax.tree.map(lambda x: x[step] * active, updates(params.frozen))
-        weight = params.edited[PATH] + dense(delta)
+        weight = added(params.edited[PATH], delta)
         info = EditInfo({PATH: delta}, {}, jnp.isfinite(frobenius(weight)))
         return Params({PATH: weight}, params.frozen), step + active, info
 
@@ -85,7 +85,7 @@ def _ridge(memory: bool) -> Editor:
         solved = solve(kept, keys)
         delta = write(solved, keys, residual, 1.0, requests.weight)
         written, carry = rewrite(Site(PATH, weight, Solved(keys, residual, delta)), delta, carry)
-        weight = weight + dense(written)
+        weight = added(weight, written)
         kept = remember(kept, keys, solved) if memory else kept
         info = EditInfo({PATH: written}, {}, jnp.isfinite(frobenius(weight)))
         state = kept, step + (requests.weight.sum() > 0)
@@ -97,7 +97,7 @@ def _ridge(memory: bool) -> Editor:
     def init(params: Params) -> Any:
         return preservation(params.frozen["moment"], LAM), jnp.zeros((), jnp.int32)
 
-    return Editor(init, update, layerwise)
+    return Editor(init, update, layerwise=layerwise)
 
 
 RIDGE, RIDGE_WITHOUT_HISTORY = _ridge(memory=True), _ridge(memory=False)
