@@ -50,7 +50,7 @@ def test_settings_out_of_all_range_are_refused() -> None:
         build(RunConfig, [])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="lam"):
         config_from({"settings": {"lam": 10**400}})
-    with pytest.raises(ConfigError, match="seed is .* 64 bits"):
+    with pytest.raises(ConfigError, match=r"seed is .* 64 bits"):
         check(RunConfig(seed=2**63))
 
 
