@@ -229,58 +229,65 @@ class Judge:
         return wrong + self._open(run).folder.damages()
 
 
-def kill_one(
-    workers: Workers, editor: str, check: Check, judge: Judge, stages: Stages, tally: Tally, most, rng
-):
-    """One run: killed and resumed until it ends, or until there are `most` kills and it is left to end."""
-    place = workers.home / f"{editor}-killed"
-    place.mkdir()
-    run, acknowledged, killed = place / RUN, 0, 0
-    while True:
+class Campaign:
+    """Kills runs of one editor until there are enough kills; every killed run is resumed to its end."""
+
+    def __init__(self, workers: Workers, editor: str, check: Check):
+        self.workers, self.editor, self.updates = workers, editor, check.updates
+        self.start = ["run", str(workers.home / f"{editor}.toml")]
+        self.tally, self.rng = Tally(), random.Random(f"{check.seed} {editor}")
+        whole = workers.home / editor
+        whole.mkdir()
+        workers.finish(self.start, whole)  # compiles
+        shutil.rmtree(whole / RUN)
+        self.stages = Stages(workers.finish(self.start, whole))
+        self.judge = Judge(whole / RUN)
+
+    def run(self, kills: int) -> Tally:
+        """Run after run."""
+        start = time.monotonic()
+        while self.tally.kills < kills:
+            self._one(kills)
+        self.tally.seconds = time.monotonic() - start
+        return self.tally
+
+    def _one(self, most: int) -> None:
+        """One run: killed and resumed until it ends, or until there are `most` kills and it is left to end."""
+        place = self.workers.home / f"{self.editor}-killed"
+        place.mkdir()
+        run, acknowledged = place / RUN, 0
+        while not self._ended(place, run, most):
+            if not run.exists():
+                self.tally.before_folder += 1
+                continue
+            acknowledged, finished, unfinished = self.judge.after_kill(run, acknowledged)
+            self.tally.kills += 1
+            self.tally.in_saves += unfinished
+            self.tally.chunks[finished] += 1
+        if wrong := self.judge.differences(run):
+            self.tally.differences += 1
+            print(f"{self.editor}, run {self.tally.runs}: differs in {', '.join(wrong)}", file=sys.stderr)
+        self.tally.runs += 1
+        shutil.rmtree(place)
+
+    def _ended(self, place: Path, run: Path, most: int) -> bool:
+        """Lets a process work until it ends, or until its moment comes and it is killed."""
         begun = lines_in(run)
-        arguments = ["resume", RUN] if begun else ["run", str(workers.home / f"{editor}.toml")]
-        process = workers.start(arguments, place)
-        if tally.kills < most:
-            ahead = rng.randint(0, min(AHEAD, check.updates + 2 - begun))
+        arguments = ["resume", RUN] if begun else self.start
+        process = self.workers.start(arguments, place)
+        if self.tally.kills < most:
+            ahead = self.rng.randint(0, min(AHEAD, self.updates + 2 - begun))
             while process.exitcode is None and lines_in(run) < begun + ahead:
                 time.sleep(POLL)
-            process.join(rng.uniform(0, stages.seconds(begun + ahead, check.updates, ahead)))
+            process.join(self.rng.uniform(0, self.stages.seconds(begun + ahead, self.updates, ahead)))
         else:
             process.join()
         if process.exitcode is not None:
             refuse_failure(process, arguments, place)
-            break
+            return True
         process.kill()
         process.join()
-        if not run.exists():
-            tally.before_folder += 1
-            continue
-        acknowledged, finished, unfinished = judge.after_kill(run, acknowledged)
-        tally.kills, killed = tally.kills + 1, killed + 1
-        tally.in_saves += unfinished
-        tally.chunks[finished] += 1
-    if wrong := judge.differences(run):
-        tally.differences += 1
-        print(f"{editor}, run {tally.runs}: differs in {', '.join(wrong)}", file=sys.stderr)
-    tally.runs += 1
-    shutil.rmtree(place)
-
-
-def kill_many(workers: Workers, editor: str, check: Check, kills: int) -> Tally:
-    """Kills runs of one editor until there are enough kills, every killed run resumed to its end."""
-    whole = workers.home / editor
-    whole.mkdir()
-    arguments = ["run", str(workers.home / f"{editor}.toml")]
-    workers.finish(arguments, whole)  # compiles
-    shutil.rmtree(whole / RUN)
-    stages = Stages(workers.finish(arguments, whole))
-    judge = Judge(whole / RUN)
-    tally, rng = Tally(), random.Random(f"{check.seed} {editor}")
-    start = time.monotonic()
-    while tally.kills < kills:
-        kill_one(workers, editor, check, judge, stages, tally, kills, rng)
-    tally.seconds = time.monotonic() - start
-    return tally
+        return False
 
 
 def main(check: Check) -> None:
@@ -293,7 +300,7 @@ def main(check: Check) -> None:
         make_model(home, check.updates)
         shares = {"memit": check.kills - check.kills // 3, "ft": check.kills // 3}
         tallies = {
-            editor: kill_many(workers, editor, check, kills) for editor, kills in shares.items() if kills
+            editor: Campaign(workers, editor, check).run(kills) for editor, kills in shares.items() if kills
         }
     finally:
         if check.folder is None:

@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,17 +36,22 @@ class Fuzz:
 
 
 def main(options: Fuzz) -> None:
-    """Prints a table; ends with the first failing case, made small."""
+    """Prints the first failing case of each target, and a table; exits with 1 where there was one."""
     table = Table(title=f"{options.cases} hostile inputs, seed {options.seed}")
     for name in ("target", "cases", "refused", "read", "s"):
         table.add_column(name, justify="left" if name == "target" else "right")
     shares = sum(TARGETS[name].share for name in options.targets)
-    rows = []
+    rows, failed = [], []
     for name in options.targets:
         cases = -(-options.cases * TARGETS[name].share // shares)
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
-            count = fuzz(TARGETS[name], Path(place), cases, options.seed)
+            try:
+                count = fuzz(TARGETS[name], Path(place), cases, options.seed)
+            except Exception:
+                traceback.print_exc()
+                failed.append(name)
+                continue
         rows.append((name, count.cases, count.refused, count.cases - count.refused, time.monotonic() - start))
         print(f"{name}: {count.cases} cases", file=sys.stderr)
     rows.append(("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))
@@ -54,6 +60,8 @@ def main(options: Fuzz) -> None:
     Console(width=100).print(table)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

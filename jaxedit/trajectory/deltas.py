@@ -66,9 +66,13 @@ def _changes(file: Path, tensors: dict[str, np.ndarray]) -> dict[str, LowRank | 
     changes: dict[str, LowRank | Float[Array, "in out"]] = {}
     for name, tensor in tensors.items():
         path, _, part = name.rpartition("/")
+        if tensor.ndim != 2 or tensor.dtype != np.float32:
+            raise RunError(f"{file}: {name!r} is no float32 matrix")
         if part == "dense":
             changes[path] = jnp.asarray(tensor)
         elif part == "left" and f"{path}/right" in tensors:
+            if tensor.shape[1:] != tensors[f"{path}/right"].shape[:1]:
+                raise RunError(f"{file}: the factors of {path} are of different ranks")
             changes[path] = LowRank(jnp.asarray(tensor), jnp.asarray(tensors[f"{path}/right"]))
         elif part != "right" or f"{path}/left" not in tensors:
             raise RunError(f"{file}: {name!r} is no part of a change")
