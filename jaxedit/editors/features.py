@@ -1,7 +1,7 @@
 """What editors without value optimisation start from: the factors of the edit loss's gradient, token by token.
 
 The gradient of a loss with respect to a matrix is a sum over tokens, `sum_t u_t v_t^T`, of the layer's input u (the
-key) and the gradient v of the loss with respect to its output (Mitchell et al. 2022, arXiv 2110.11309, section 3).
+key) and the gradient v of the loss with respect to its output (Mitchell et al. 2022, arXiv 2110.11309).
 """
 
 from collections.abc import Iterable, Sequence

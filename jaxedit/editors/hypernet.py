@@ -91,7 +91,7 @@ def rectified(x: Array) -> Array:
 
 
 def apply_block(block: Block, x: Float[Array, "n d"], member: int) -> Float[Array, "n d"]:
-    """`relu(scale * (U V x + b) + shift) + x`, equation 3 of MEND."""
+    """`relu(scale * (U V x + b) + shift) + x`, as in MEND."""
     mapped = jnp.matmul(jnp.matmul(x, block.into, precision="highest"), block.out, precision="highest")
     return rectified(block.scale[member] * (mapped + block.bias) + block.shift[member]) + x
 
@@ -120,7 +120,7 @@ def shift(
 ) -> dict[str, LowRank | Float[Array, "in out"]]:
     """The change of every matrix [in, out], differentiable in `net`.
 
-    MEND, equation 4: `-rate sum_t u~_t v~_t^T`. MALMEN, equations 5 to 7: the ridge regression of the value changes
+    MEND: `-rate sum_t u~_t v~_t^T`. MALMEN: the ridge regression of the value changes
     `d_t = -rate (u_t . u~_t) v~_t` on the keys u_t.
     """
     deltas, members = {}, dict.fromkeys(net.blocks, 0)

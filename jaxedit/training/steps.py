@@ -1,7 +1,7 @@
 """One step of training a hypernetwork, with the meta-gradient split at the change of the matrices.
 
 The gradient of the loss with respect to that change needs the language model alone, and pulling it back to what is
-learned the network alone (MALMEN, arXiv 2311.04661, section 3.3).
+learned the network alone (MALMEN, arXiv 2311.04661).
 """
 
 import functools
@@ -179,7 +179,7 @@ def change_loss(
 def edit_loss(
     model: Model, training: TrainConfig, before: Params, after: Params, lesson: Lessons
 ) -> Float[Array, ""]:
-    """`edit_weight * NLL + locality_weight * KL`, MEND's equation 5."""
+    """`edit_weight * NLL + locality_weight * KL` of the edited model, as in MEND."""
     judged = judge(
         predictions(model, before, lesson.probes), predictions(model, after, lesson.probes), lesson
     )

@@ -99,7 +99,8 @@ def test_moments_of_two_batches_are_those_of_one() -> None:
     first, second = some_pairs(0, 7), some_pairs(1, 9)
     both = Pairs(*(jnp.concatenate(parts) for parts in zip(first, second, strict=True)))
     with jax.enable_x64(True):
-        none = Lifelong({"6x4": empty(10)}, {"6x4": jnp.zeros((4, 4), jnp.float64)})
+        scatter = jnp.zeros((4, 4), jnp.float64)
+    none = Lifelong({"6x4": empty(10)}, {"6x4": scatter})
     count = jax.jit(counted)
     parts, whole = none, count(none, {"a": both})
     for pairs in (first, second):
