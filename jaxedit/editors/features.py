@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxedit.linalg import dense, frobenius
+from jaxedit.linalg import added, dense, frobenius
 from jaxedit.lookup import whole_rows
 from jaxedit.models.decoder import causal_mask, positions
 from jaxedit.models.model import Model
@@ -117,7 +117,7 @@ def written(
     params: Params, state: State, features: Features, deltas: dict[str, LowRank | Array]
 ) -> tuple[Params, State, EditInfo]:
     """The update that adds these changes."""
-    changed = {path: params.edited[path] + dense(delta) for path, delta in deltas.items()}
+    changed = {path: added(params.edited[path], delta) for path, delta in deltas.items()}
     finite = jnp.stack([jnp.isfinite(frobenius(matrix)) for matrix in changed.values()]).all()
     info = EditInfo(deltas, {"loss": features.loss}, finite)
     return Params(params.edited | changed, params.frozen), state, info

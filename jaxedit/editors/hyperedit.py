@@ -29,7 +29,7 @@ def hypernetwork(model: Model, trained: Hypernet, config: HyperConfig) -> Editor
         deltas = shift(state.net, state.running, features.pairs)
         return written(params, state, features, deltas)
 
-    return Editor(init, update)
+    return Editor(init, update, remembers=config.lifelong)
 
 
 def check_net(model: Model, trained: Hypernet, config: HyperConfig) -> None:
