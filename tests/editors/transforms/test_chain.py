@@ -117,7 +117,7 @@ def test_a_long_chain_runs_in_the_driver_compiles_once_and_repeats_bit_by_bit(gp
     edited, state, steps = whole()
     assert same_bits(whole(), (edited, state, steps))
     assert run._cache_size() == 1  # type: ignore[attr-defined]
-    assert all(np.asarray(account.finite).all() for account in steps)
+    assert all(np.asarray(account.applied).all() for account in steps)
     for path, start in params.edited.items():
         spectrum = np.linalg.svd(np.asarray(start, np.float64), compute_uv=False)
         found = np.linalg.svd(np.asarray(edited[path], np.float64), compute_uv=False)
