@@ -150,8 +150,8 @@ class RunFolder:
             left, right = tensors.pop(f"{path}/left", None), tensors.pop(f"{path}/right", None)
             rank = left.shape[-1] if left is not None and left.ndim == 3 else 0
             shapes = (chunk.updates, matrix.shape[0], rank), (chunk.updates, rank, matrix.shape[1])
-            good = left is not None and right is not None and (left.shape, right.shape) == shapes
-            if not good or {left.dtype, right.dtype} != {np.dtype(np.float32)}:
+            expected = [(shape, np.dtype(np.float32)) for shape in shapes]
+            if left is None or right is None or [(x.shape, x.dtype) for x in (left, right)] != expected:
                 raise RunError(f"{self.path / name} has no float32 factors of shape {shapes} for {path}")
             found[path] = LowRank(jnp.asarray(left), jnp.asarray(right))
         if tensors:
