@@ -264,6 +264,7 @@ class Campaign:
             self.tally.kills += 1
             self.tally.in_saves += unfinished
             self.tally.chunks[finished] += 1
+            print(f"{self.editor}: kill {self.tally.kills}, {finished} chunks finished", file=sys.stderr)
         if wrong := self.judge.differences(run):
             self.tally.differences += 1
             print(f"{self.editor}, run {self.tally.runs}: differs in {', '.join(wrong)}", file=sys.stderr)
