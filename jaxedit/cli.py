@@ -21,8 +21,8 @@ from rich.console import Console
 from tyro.conf import Positional, arg, subcommand
 
 from jaxedit import pipeline
-from jaxedit.cli_common import Common, Computing, say
-from jaxedit.cli_history import (
+from jaxedit.commands.common import Common, Computing, say
+from jaxedit.commands.history import (
     Apply,
     At,
     Branch,
@@ -34,7 +34,8 @@ from jaxedit.cli_history import (
     execute_history,
     run_branch,
 )
-from jaxedit.commands_trace import TraceRun, execute_trace
+from jaxedit.commands.trace import TraceRun, execute_trace
+from jaxedit.commands.train import Train, execute_train
 from jaxedit.configs import build, read_toml
 from jaxedit.data import dump_jsonl, load_facts
 from jaxedit.errors import ConfigError, FactError, JaxeditError
@@ -124,7 +125,7 @@ class Facts(Common):
     """Of the embedded set's wordings and targets."""
 
 
-Command = Run | Resume | Branch | Trace | Report | Export | HistoryCommand | Editors | Facts
+Command = Run | Resume | Branch | Train | Trace | Report | Export | HistoryCommand | Editors | Facts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -161,6 +162,7 @@ def _parse(arguments: Sequence[str], run: Run) -> Command:
         Annotated[Run, subcommand("run", default=run)]
         | Annotated[Resume, subcommand("resume")]
         | Annotated[Branch, subcommand("branch")]
+        | Annotated[Train, subcommand("train")]
         | Annotated[Trace, subcommand("trace")]
         | Annotated[Report, subcommand("report")]
         | Annotated[Export, subcommand("export")]
@@ -195,6 +197,8 @@ def execute(command: Command, out: Console, err: Console) -> None:
             _edit(lambda report, stop: pipeline.resume(run, report, stop, policy), out, err)
         case Branch():
             _edit(lambda report, stop: run_branch(command, report, stop), out, err)
+        case Train(config=config):
+            execute_train(config, out, err)
         case Trace(config=config):
             execute_trace(config, out, err)
         case Report(runs=runs, out=folder):

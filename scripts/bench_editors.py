@@ -102,7 +102,7 @@ def requests_of(ready: Prepared, facts: list, batch: int):
 def time_library(ready: Prepared, count: int, batch: int) -> dict[str, Any]:
     """Seconds an edit of `count` facts in batches, all in one compiled chunk; compilation apart."""
     updates = requests_of(ready, ready.facts[:count], batch)
-    apply = chunk_function(ready.editor)
+    apply: Any = chunk_function(ready.editor)
     chunk = jax.device_put(Chunk(stack(updates), None))
     state = jax.block_until_ready(ready.editor.init(ready.params))
     start = time.perf_counter()

@@ -100,7 +100,7 @@ class Workers:
 
     def finish(self, arguments: list[str], folder: Path) -> list[float]:
         """Waits for the end of one; seconds up to each line of its run's journal, and to the end."""
-        start, marks = time.monotonic(), []
+        start, marks = time.monotonic(), list[float]()
         process = self.start(arguments, folder)
         while process.exitcode is None:
             time.sleep(POLL)

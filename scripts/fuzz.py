@@ -13,6 +13,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -41,7 +42,8 @@ def main(options: Fuzz) -> None:
     for name in ("target", "cases", "refused", "read", "s"):
         table.add_column(name, justify="left" if name == "target" else "right")
     shares = sum(TARGETS[name].share for name in options.targets)
-    rows, failed = [], []
+    rows: list[tuple[Any, ...]] = []
+    failed = []
     for name in options.targets:
         cases = -(-options.cases * TARGETS[name].share // shares)
         start = time.monotonic()
@@ -54,7 +56,9 @@ def main(options: Fuzz) -> None:
                 continue
         rows.append((name, count.cases, count.refused, count.cases - count.refused, time.monotonic() - start))
         print(f"{name}: {count.cases} cases", file=sys.stderr)
-    rows.append(("all", *(sum(row[i] for row in rows) for i in range(1, 5))))
+    if rows:
+        columns = list(zip(*rows, strict=True))[1:]
+        rows.append(("all", *map(sum, columns)))
     for name, *figures, seconds in rows:
         table.add_row(name, *map(str, figures), f"{seconds:.0f}")
     Console(width=100).print(table)

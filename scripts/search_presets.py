@@ -1,6 +1,6 @@
-"""Searches an editor's settings on facts that a model knows: lam over decades, clamp, layers.
+"""Searches an editor's settings on facts that a model knows.
 
-    python scripts/search_presets.py [--editor memit] [--lams 10 100 1000 10000] [--layers 8 6-10] [--facts 20]
+    python scripts/search_presets.py --editor memit --grid lam=10,100,1000 layers=8,6-10 [--facts 20]
 
 Every fact is written alone into the unedited model, and scored right after. Settings are compared by the mean
 score S (harmonic mean of ES, PS and NS), equal ones by the smaller change of the weights. Prints a table and
@@ -13,6 +13,8 @@ import itertools
 import json
 import sys
 import time
+import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +28,16 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from jaxedit.cli import keep_compiled
+from jaxedit.configs import build
 from jaxedit.data.encode import encode_requests, request_shape
-from jaxedit.data.facts import Fact
 from jaxedit.data.probes import encode_probes, probe_shape
 from jaxedit.editors import Settings
 from jaxedit.editors.presets import known_model
 from jaxedit.evaluation.edits import probe_scores, summarise
 from jaxedit.linalg import dense, frobenius
-from jaxedit.models.sources import Checkpoint, load
-from jaxedit.pipeline import Prepared, RunConfig, choose_facts, draw_contexts, environment, prepare, quiet
+from jaxedit.models.sources import load
+from jaxedit.pipeline import Prepared, RunConfig, choose_facts, draw_contexts, prepare, quiet
+from jaxedit.pipeline.prepare import environment
 from jaxedit.types import Params, Probes, Requests
 
 SHOWN = ("ES", "PS", "NS", "S", "EM")
@@ -42,16 +45,12 @@ SHOWN = ("ES", "PS", "NS", "S", "EM")
 
 @dataclass(frozen=True)
 class Search:
-    """What to try: every combination of lams, clamps and layers."""
+    """What to try: every combination of the grid's values."""
 
     editor: str = "memit"
     model: str = "smollm2-135m"
-    lams: tuple[float, ...] = ()
-    """Weights of C0; the preset's where none is given."""
-    clamps: tuple[float, ...] = ()
-    """Bounds of the value's norm; the preset's where none is given."""
-    layers: tuple[str, ...] = ()
-    """Layers, as "8" or "6-10"; the preset's where none is given."""
+    grid: tuple[str, ...] = ()
+    """SETTING=VALUE,VALUE,...; layers as 8 or 6-10. The preset alone where nothing is given."""
     facts: int = 20
     """Known facts of `world` to edit, in order."""
     seed: int = 0
@@ -66,10 +65,10 @@ def main(search: Search) -> None:
     checkpoint = load(common.model)
     facts = choose_facts(common, checkpoint, quiet)
     contexts = draw_contexts(common, checkpoint)
-    grid = list(itertools.product(search.layers or (None,), search.clamps or (None,), search.lams or (None,)))
+    names, values = read_grid(search.grid)
     rows: list[dict[str, Any]] = []
-    for layers, clamp, lam in grid:
-        settings = Settings(lam=lam, clamp=clamp, layers=None if layers is None else span(layers))
+    for combination in itertools.product(*values):
+        settings = build(Settings, dict(zip(names, combination, strict=True)))
         config = dataclasses.replace(common, settings=settings)
         ready = prepare(config, checkpoint, facts, contexts, quiet)
         rows.append(described(settings) | measure(ready))
@@ -78,14 +77,26 @@ def main(search: Search) -> None:
     console.print(table(search, rows, best))
     out = search.out or Path("runs") / f"search-{search.editor}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record(search, common, checkpoint, facts, contexts, rows, best), indent=1))
+    out.write_text(json.dumps(record(search, common, ready, rows, best), indent=1))
     console.print(f"Figures in {out}", markup=False, highlight=False)
 
 
-def span(text: str) -> tuple[int, ...]:
-    """ "8" and "6-10" as layers."""
-    first, _, last = text.partition("-")
-    return tuple(range(int(first), int(last or first) + 1))
+def read_grid(grid: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+    """Names of settings, and the values to try of each."""
+    parts = [text.partition("=") for text in grid]
+    names = [name for name, _, _ in parts]
+    return names, [[value_of(name, text) for text in given.split(",")] for name, _, given in parts]
+
+
+def value_of(name: str, text: str) -> Any:
+    """A value as TOML writes it; a name without quotes; "8" and "6-10" as layers."""
+    if name == "layers":
+        first, _, last = text.partition("-")
+        return list(range(int(first), int(last or first) + 1))
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def described(settings: Settings) -> dict[str, Any]:
@@ -123,20 +134,14 @@ def measure(ready: Prepared) -> dict[str, Any]:
 
 
 def record(
-    search: Search,
-    config: RunConfig,
-    checkpoint: Checkpoint,
-    facts: list[Fact],
-    contexts: tuple[str, ...],
-    rows: list[dict[str, Any]],
-    best: dict[str, Any],
+    search: Search, config: RunConfig, ready: Prepared, rows: list[dict[str, Any]], best: dict[str, Any]
 ) -> dict[str, Any]:
     """Figures and what they depend on."""
     return {
         "search": dataclasses.asdict(search) | {"out": None},
-        "model": known_model(checkpoint.model.config),
-        "environment": environment(config, checkpoint, contexts),
-        "facts": [fact.id for fact in facts],
+        "model": known_model(ready.checkpoint.model.config),
+        "environment": environment(config, ready),
+        "facts": [fact.id for fact in ready.facts],
         "rows": rows,
         "best": best,
     }
@@ -145,7 +150,7 @@ def record(
 def table(search: Search, rows: list[dict[str, Any]], best: dict[str, Any]) -> Table:
     """One row a combination, in percent; the best is bold."""
     result = Table(title=f"{search.editor} on {search.model}, {search.facts} facts one at a time")
-    given = [name for name in ("layers", "clamp", "lam") if any(name in row for row in rows)]
+    given = read_grid(search.grid)[0]
     for name in (*given, *SHOWN, "change", "finite", "seconds"):
         result.add_column(name, justify="right")
     for row in rows:

@@ -56,7 +56,7 @@ class RunConfig:
     settings: Settings = Settings()
     """Departures from the editor's preset."""
     network: str | None = None
-    """Trained network of a hypernetwork editor (mend, malmen): a file of `jaxedit.training.files`."""
+    """Trained network of a hypernetwork editor (mend, malmen): a file that `jaxedit train` wrote."""
     text: TextStream = TextStream()
     """What an editor reads that learns from text (pretrain)."""
     transforms: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ def check(config: RunConfig) -> None:
     if chosen.needs_net and config.network is None:
         raise ConfigError(
             f"editor {config.editor!r} edits by a trained network: name its file with --network; "
-            f"jaxedit.training.train_hypernetwork and save_net make one"
+            f"`jaxedit train --editor {config.editor}` makes one"
         )
     if chosen.request == "text" and config.text.file is None:
         raise ConfigError(f"editor {config.editor!r} learns from text: name a file with --text.file")

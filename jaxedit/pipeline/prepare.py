@@ -18,6 +18,7 @@ from jaxedit.data.probes import encode_probes, probe_shape
 from jaxedit.data.sources import load_facts
 from jaxedit.editors import Settings, method
 from jaxedit.editors.hypernet import HyperConfig, Hypernet
+from jaxedit.editors.presets import preset_for
 from jaxedit.editors.transforms import build_transforms, chain, read_transform
 from jaxedit.errors import ConfigError, FactError
 from jaxedit.evaluation.edits import probe_scores
@@ -25,7 +26,7 @@ from jaxedit.evaluation.generation import sample
 from jaxedit.models.sources import Checkpoint
 from jaxedit.moments import load_moments
 from jaxedit.pipeline.config import RunConfig
-from jaxedit.training.files import load_net
+from jaxedit.training.files import learned_ids, load_net
 from jaxedit.types import Editor, Params
 
 Report = Callable[[str, int, int], None]
@@ -53,8 +54,14 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 
 def choose_facts(config: RunConfig, checkpoint: Checkpoint, report: Report) -> list[Fact]:
-    """The facts to edit, in order. Raises FactError where the set has too few."""
+    """The facts to edit, in order, without those that the run's network was trained on.
+
+    Raises FactError where the set has too few.
+    """
     facts = load_facts(config.facts)
+    if config.network is not None:
+        seen = learned_ids(config.network, config.facts)
+        facts = [fact for fact in facts if fact.id not in seen]
     if config.known:
         facts = known_facts(facts, config.count, checkpoint, report)
     if len(facts) < config.count and method(config.editor).request == "facts":
@@ -171,6 +178,7 @@ def environment(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "fingerprint": checkpoint.fingerprint,
         "model_config": dataclasses.asdict(checkpoint.model.config),
         "editor": dataclasses.asdict(prepared.settings),
+        "preset": preset_for(config.editor, checkpoint.model.config).source,
         "contexts": list(prepared.contexts),
         "seed": config.seed,
         "keys": keys,

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from jaxedit.data.facts import Fact
 from jaxedit.editors import METHODS
+from jaxedit.editors.presets import PRESETS
 from jaxedit.report.record import SCORES, RunRecord
 
 
@@ -63,10 +64,13 @@ def _growth(run: RunRecord) -> str:
 
 
 def editor_table() -> Table:
-    """Every editing method: its paper, what it writes and what it remembers."""
-    table = Table("name", "paper", "kind", "edits", "remembers", title="Editors", title_justify="left")
+    """Every editing method: its paper, what it writes and remembers, and for which models it has settings."""
+    columns = ("name", "paper", "kind", "edits", "remembers", "settings for")
+    table = Table(*columns, title="Editors", title_justify="left")
     for row in METHODS.values():
-        table.add_row(f"[bold]{row.name}[/]", row.paper, row.kind, row.edits, row.remembers)
+        models = ", ".join(model for editor, model in PRESETS if editor == row.name)
+        table.add_row(f"[bold]{row.name}[/]", row.paper, row.kind, row.edits, row.remembers, models)
+    table.caption, table.caption_justify = "For other models layers follow from the depth.", "left"
     return table
 
 

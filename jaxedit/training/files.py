@@ -36,21 +36,20 @@ def save_net(file: str | Path, net: NetFile, fingerprint: str, **provenance: Any
     os.replace(temporary, file)
 
 
+def learned_ids(file: str | Path, facts: str) -> frozenset[str]:
+    """Ids of the facts of this set that the network was trained on or chosen by, where the file tells."""
+    provenance = _open(file)[0]
+    return frozenset(provenance.get("ids", ())) if provenance.get("facts") == facts else frozenset()
+
+
 def load_net(file: str | Path, model: Model, fingerprint: str) -> NetFile:
     """Reads a network for the model with this fingerprint of its weights.
 
     Raises StatisticsError where the file cannot be read, was trained on other weights, or has numbers that are not
     finite.
     """
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            provenance = json.loads(tensors.metadata()["provenance"])
-            found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        weights, config = provenance["weights"], build(HyperConfig, provenance["config"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, ConfigError) as error:
-        raise StatisticsError(
-            f"{file} cannot be read as a trained network ({error}); train it again"
-        ) from None
+    provenance, found = _open(file)
+    weights, config = provenance["weights"], provenance["config"]
     if weights != fingerprint:
         raise StatisticsError(
             f"{file} was trained on the weights {weights[:12]}, the model has {fingerprint[:12]}: it belongs to "
@@ -65,6 +64,20 @@ def load_net(file: str | Path, model: Model, fingerprint: str) -> NetFile:
             raise StatisticsError(f"{file}: {name} is not finite; train it again with a lower learning rate")
     leaves = [jnp.asarray(found[name]) for name in wanted]
     return NetFile(jax.tree.unflatten(jax.tree.structure(abstract), leaves), config)
+
+
+def _open(file: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What the file says of the network, its settings built, and the arrays."""
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            provenance = json.loads(tensors.metadata()["provenance"])
+            found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        built = {"weights": provenance["weights"], "config": build(HyperConfig, provenance["config"])}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, ConfigError) as error:
+        raise StatisticsError(
+            f"{file} cannot be read as a trained network ({error}); train it again"
+        ) from None
+    return provenance | built, found
 
 
 def _named(tree: Any) -> dict[str, Any]:

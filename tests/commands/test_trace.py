@@ -20,8 +20,7 @@ from jaxedit.diagnostics.tracing import (
     trace_effects,
 )
 from jaxedit.report.trace_figure import KINDS
-
-from .cases import FACTS, Case
+from tests.cases import FACTS, Case
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 """The command line end to end on a tiny random model, in a cache of its own."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +21,7 @@ from jaxedit.data import Fact, dump_jsonl, load_facts
 from jaxedit.errors import ConfigError
 from jaxedit.evaluation.edits import branch_mask
 from jaxedit.models.sources import load
-
-from .reference.tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tests.reference.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 FACTS = [
     Fact(
@@ -105,14 +107,20 @@ def test_the_same_run_again_gives_the_same_bits(home: Path) -> None:
     assert numbers(home / "again") == numbers(home / "run")
 
 
-def test_resuming_a_stopped_run_gives_the_same_bits(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def stopped_run(home: Path, name: str) -> Path:
+    """The run of `home` up to its first chunk of two."""
+
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "editing" and done == 2:
             raise Stopped
 
-    stopped = home / "stopped"
     with pytest.raises(Stopped):
-        pipeline.run(parse(["run", str(home / "run.toml"), "--out", str(stopped)]).config, stop)
+        pipeline.run(parse(["run", str(home / "run.toml"), "--out", str(home / name)]).config, stop)
+    return home / name
+
+
+def test_resuming_a_stopped_run_gives_the_same_bits(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = stopped_run(home, "stopped")
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"update": 2, "fac')
     with pytest.raises(SystemExit, match="2"):
@@ -124,6 +132,20 @@ def test_resuming_a_stopped_run_gives_the_same_bits(home: Path, capsys: pytest.C
     main(["verify", str(stopped), "--replay"])
     assert "is whole: 3 updates in 2 chunks, finished" in capsys.readouterr().out
     assert numbers(stopped) == numbers(home / "run")
+
+
+def test_resuming_on_another_number_of_devices_agrees_to_1e_5(home: Path) -> None:
+    stopped = stopped_run(home, "moved")
+    # The library's own process: the number of devices is fixed once JAX has started.
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "3", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    command = [sys.executable, "-m", "jaxedit.cli", "resume", str(stopped), "--no-compile-cache"]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    (found, _, _), (expected, _, _) = (pipeline.trajectory(run) for run in (stopped, home / "run"))
+    assert found.steps == expected.steps == 3
+    for path, matrix in expected.at(3).items():
+        change = matrix - expected.at(0)[path]
+        difference = found.at(3)[path] - matrix
+        assert np.linalg.norm(difference) <= 1e-5 * np.linalg.norm(change)
 
 
 def test_export_is_the_edited_model_for_transformers(home: Path) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from jaxedit.cli_common import Computing, say
+from jaxedit.commands.common import Computing, say
 from jaxedit.errors import RunError
 from jaxedit.export import refuse_existing_model, write_model
 from jaxedit.linalg import dense, frobenius

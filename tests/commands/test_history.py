@@ -17,9 +17,8 @@ from jaxedit.editors import Settings
 from jaxedit.models.sources import load
 from jaxedit.trajectory.store import RunFolder
 from tests.cases import same_bits
-
-from .reference.tiny import save_tiny, tiny_gpt2, tiny_tokenizer
-from .test_cli import FACTS
+from tests.commands.test_cli import FACTS
+from tests.reference.tiny import save_tiny, tiny_gpt2, tiny_tokenizer
 
 PATH = "layers.1.mlp.down.kernel"
 SETTINGS = {

@@ -1,0 +1,189 @@
+"""Every editor on the same facts: scores right after each edit and at the end, growth of norms, seconds an edit.
+
+    python experiments/editors.py [--count 100] [--editors memit ft ...] [--batches 1 10] [--jobs 1]
+
+Runs are kept in --out and gone on with after a stop. Writes `editors.json` and `editors.md` there. Hypernetworks
+need what `jaxedit train --editor NAME --out OUT/network-NAME` wrote, and are left out without it. The editor that
+learns from text reads the new facts as sentences, over and over.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from jaxedit.cli import keep_compiled
+from jaxedit.data import Fact
+from jaxedit.editors import METHODS, Settings
+from jaxedit.models.sources import load
+from jaxedit.pipeline import RunConfig, TextStream, choose_facts, quiet, resume, run
+from jaxedit.pipeline.train import NETWORK
+from jaxedit.report.record import RunRecord, read_run
+from jaxedit.trajectory.store import RunFolder
+
+SCORES = ("ES", "PS", "NS", "S")
+ROW_TOKENS = 128
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What to compare."""
+
+    out: Path = Path("runs/editors")
+    editors: tuple[str, ...] = tuple(METHODS)
+    batches: tuple[int, ...] = (1, 10)
+    """Facts written by one update."""
+    count: int = 100
+    model: str = "smollm2-135m"
+    seed: int = 0
+    jobs: int = 1
+    """Runs at the same time, each a process of its own; seconds are then those of a shared machine."""
+
+
+def main(options: Comparison) -> None:
+    console = Console(stderr=True)
+    keep_compiled()
+    text = new_text(options)
+    tasks = [(name, size) for size in options.batches for name in options.editors if ready(options, name)]
+    if options.jobs > 1:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda task: apart(options, *task), tasks))
+    rows = []
+    for name, size in tasks:
+        console.print(f"{name}, {size} at a time", highlight=False)
+        rows.append(row_of(options, name, size, text))
+    content = {"options": {**dataclasses.asdict(options), "out": None}, "cores": os.cpu_count(), "rows": rows}
+    (options.out / "editors.json").write_text(json.dumps(content, indent=1) + "\n")
+    (options.out / "editors.md").write_text(
+        "\n\n".join(markdown(rows, size) for size in options.batches) + "\n"
+    )
+    console.print(f"Written: {options.out / 'editors.md'}", highlight=False)
+
+
+def ready(options: Comparison, name: str) -> bool:
+    """Whether the editor has the network that it may need."""
+    return not METHODS[name].needs_net or network(options, name).exists()
+
+
+def network(options: Comparison, name: str) -> Path:
+    """Where the editor's network is looked for."""
+    return options.out / f"network-{name}" / NETWORK
+
+
+def apart(options: Comparison, name: str, size: int) -> None:
+    """The run in a process of its own."""
+    chosen = ["--editors", name, "--batches", str(size), "--out", str(options.out)]
+    chosen += ["--count", str(options.count), "--model", options.model, "--seed", str(options.seed)]
+    subprocess.run([sys.executable, __file__, *chosen], check=True, stderr=subprocess.DEVNULL)
+
+
+def row_of(options: Comparison, name: str, size: int, text: Path) -> Row:
+    """The editor's figures, from its run, which is made or finished if it has to be."""
+    out, times = options.out / f"{name}-{size}", options.out / f"{name}-{size}.seconds.json"
+    if not (times.exists() and RunFolder.open(out).finished):
+        seconds = timed(options, name, size, text, out)
+        times.write_text(json.dumps(seconds))
+    record = read_run(out)
+    environment = RunFolder.open(out).read("environment")
+    return {
+        "editor": name,
+        "batch": size,
+        "unedited": shown(record.unedited),
+        "right_after": shown(record.right_after()),
+        "final": shown(record.final),
+        "norm_ratio": {path: float(1 + record.growth(path)[-1]) for path in measured(record)},
+        "refused": record.refused,
+        "seconds": json.loads(times.read_text()),
+        "settings": environment["editor"],
+    }
+
+
+def measured(record: RunRecord) -> list[str]:
+    """The edited MLP matrices; of editors that write everything too."""
+    return [path for path in record.norm if path in record.unedited_norm]
+
+
+def timed(options: Comparison, name: str, size: int, text: Path, out: Path) -> float:
+    """Makes the run; returns seconds a fact, scoring included, of the median chunk but the first of a shape."""
+    reads = METHODS[name].request == "text"
+    config = RunConfig(
+        out=str(out),
+        model=options.model,
+        editor=name,
+        count=options.count,
+        network=str(network(options, name)) if METHODS[name].needs_net else None,
+        text=TextStream(str(text), ROW_TOKENS) if reads else TextStream(),
+        batch_size=size,
+        chunk=10 if size == 1 else 2,
+        settings=Settings(),
+        seed=options.seed,
+    )
+    marks: list[tuple[int, float]] = []
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage == "editing":
+            marks.append((done, time.perf_counter()))
+
+    resume(out, report) if out.exists() else run(config, report)
+    spans = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(marks)]
+    return median(spans[1:] or spans) / size
+
+
+def new_text(options: Comparison) -> Path:
+    """The new facts as sentences, prompt and paraphrases, as often as batches of text need them."""
+    file = options.out / "facts.txt"
+    if not file.exists():
+        options.out.mkdir(parents=True, exist_ok=True)
+        config = RunConfig(model=options.model, count=options.count, seed=options.seed)
+        facts = choose_facts(config, load(options.model), quiet)
+        once = "\n".join(sentence(fact) for fact in facts) + "\n"
+        words = options.count * max(options.batches) * ROW_TOKENS
+        file.write_text(once * -(-words // len(once.split())))
+    return file
+
+
+def sentence(fact: Fact) -> str:
+    """What the fact is to become."""
+    return f"{fact.prompt} {fact.target_new}."
+
+
+def shown(means: dict[str, float]) -> dict[str, float]:
+    return {name: means[name] for name in SCORES if name in means}
+
+
+def markdown(rows: list[Row], size: int) -> str:
+    """The table of one batch size."""
+    chosen = [row for row in rows if row["batch"] == size]
+    title = "One at a time" if size == 1 else f"{size} at a time"
+    lines = [
+        f"## {title}",
+        "",
+        "| editor | ES | PS | NS | S | ES, end | PS | NS | S | norm | s/edit |",
+        "|---|" + "---|" * 10,
+    ]
+    for row in chosen:
+        scores = [percent(row[when].get(name)) for when in ("right_after", "final") for name in SCORES]
+        ratio = max(row["norm_ratio"].values())
+        lines.append(f"| `{row['editor']}` | {' | '.join(scores)} | {ratio:.3f} | {row['seconds']:.2f} |")
+    unedited = [percent(chosen[0]["unedited"].get(name)) for name in SCORES]
+    lines.insert(4, f"| unedited | {' | '.join(unedited)} |" + " |" * 6)
+    return "\n".join(lines)
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{100 * value:.1f}"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Comparison, description=__doc__))
