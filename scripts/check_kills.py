@@ -18,7 +18,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -59,7 +58,7 @@ class Tally:
         0  # kills before there was a run folder; the run then begins anew, and they do not count
     )
     in_saves: int = 0  # kills that left something unfinished behind
-    chunks: Counter[int] = field(default_factory=Counter)  # how many chunks were finished when a kill came
+    chunks: dict[int, int] = field(default_factory=dict)  # how many chunks were finished when a kill came
     runs: int = 0  # runs that came to their end
     differences: int = 0
     seconds: float = 0.0
@@ -263,7 +262,7 @@ class Campaign:
             acknowledged, finished, unfinished = self.judge.after_kill(run, acknowledged)
             self.tally.kills += 1
             self.tally.in_saves += unfinished
-            self.tally.chunks[finished] += 1
+            self.tally.chunks[finished] = self.tally.chunks.get(finished, 0) + 1
             print(f"{self.editor}: kill {self.tally.kills}, {finished} chunks finished", file=sys.stderr)
         if wrong := self.judge.differences(run):
             self.tally.differences += 1
