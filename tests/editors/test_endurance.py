@@ -2,18 +2,27 @@
 
 import gc
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxedit.data import Fact
 from jaxedit.editors import METHODS
-from jaxedit.trajectory.run import Chunk, chunk_function, stack
+from jaxedit.trajectory.run import Chunk, chunk_function
 from tests.cases import Case
 from tests.editors.rows import make_row
 
 UPDATES, CHUNK = 500, 20
+SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni")
+NAMES = [
+    Fact(id=name, subject=name, prompt=f"The town of {name} is", target_new=target, target_true="town")
+    for name, target in zip(
+        map("".join, itertools.product(SYLLABLES, repeat=3)), itertools.cycle(("Rome", "Italy", "jazz"))
+    )
+][:UPDATES]
 
 
 def live_bytes() -> int:
@@ -21,16 +30,24 @@ def live_bytes() -> int:
     return sum(array.nbytes for array in jax.live_arrays())
 
 
+def take(chunks: Any, number: int) -> Any:
+    return jax.tree.map(lambda x: x[number], chunks)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_five_hundred_updates(gpt2: Case, name: str) -> None:
     row = make_row(name, gpt2)
     run = chunk_function(row.editor)
-    again = itertools.cycle(row.batches)
+    requests = gpt2.encode(NAMES, ("", "Because of it"))
+    if row.method.request == "text":
+        texts = itertools.islice(itertools.cycle(row.batches), UPDATES)
+        requests = jax.tree.map(lambda *x: jnp.concatenate(x)[:UPDATES], *texts)
+    chunks = jax.tree.map(lambda x: x.reshape(-1, CHUNK, 1, *x.shape[1:]), requests)
     edited, state = jax.tree.map(lambda x: x.copy(), (row.params.edited, row.state))
     live: list[int] = []
-    for _ in range(UPDATES // CHUNK):
-        chunk = Chunk(stack([next(again) for _ in range(CHUNK)]), None)
+    for number in range(UPDATES // CHUNK):
+        chunk = Chunk(take(chunks, number), None)
         edited, state, steps = run(edited, row.params.frozen, state, chunk)
         assert np.asarray(steps.applied).all()
         del chunk, steps
