@@ -82,7 +82,7 @@ def write_rows(rows: Sequence[Row], folder: Path) -> None:
 
 def step_table(rows: Sequence[Row], step: int) -> Table:
     """What became of every matrix by one step; in brackets, of the null model."""
-    table = Table(title=f"After {step} updates (a random change of the same norm)", box=SIMPLE_HEAD)
+    table = Table(title=f"After {step} updates (in brackets: after a random change instead)", box=SIMPLE_HEAD)
     table.add_column("matrix")
     values = {
         (row.where, row.model, row.measure): row.value for row in rows if row.step == step and not row.prompts

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxedit.diagnostics.lowrank import update_norm
-from jaxedit.diagnostics.numbers import in_float64, ratio
+from jaxedit.diagnostics.numbers import gaussian, in_float64, ratio
 from jaxedit.diagnostics.spectra import singular_values, triplets_of_factors
 from jaxedit.errors import ConfigError
 from jaxedit.types import Delta, LowRank
@@ -24,6 +24,7 @@ class SplitHalf(NamedTuple):
     shift: Any  # half a before against half b after: sampling and change
 
 
+@in_float64
 def split_half(
     measure: Callable[[Array, Array], Any],
     before: Float[Array, "N d"],
@@ -80,11 +81,11 @@ def random_updates(key: Array, deltas: T, match: Match = "norm") -> T:
 def _same_norm(key: Array, delta: T) -> T:
     one, other = jax.random.split(key)
     if isinstance(delta, LowRank):
-        drawn = LowRank(jax.random.normal(one, delta.left.shape), jax.random.normal(other, delta.right.shape))
+        drawn = LowRank(gaussian(one, delta.left.shape), gaussian(other, delta.right.shape))
         return delta._replace(
             left=drawn.left, right=drawn.right * ratio(update_norm(delta), update_norm(drawn))
         )
-    noise = jax.random.normal(one, delta.shape)
+    noise = gaussian(one, delta.shape)
     return noise * ratio(update_norm(delta), update_norm(noise))
 
 
@@ -101,5 +102,5 @@ def _same_spectrum(key: Array, delta: T) -> T:
 @in_float64
 def haar(key: Array, d: int, k: int) -> Float[Array, "d k"]:
     """Orthonormal columns that span a uniformly random subspace of R^d (Mezzadri 2007, arXiv math-ph/0609050)."""
-    basis, triangle = jnp.linalg.qr(jax.random.normal(key, (d, k)))
+    basis, triangle = jnp.linalg.qr(gaussian(key, (d, k)))
     return basis * jnp.sign(jnp.diagonal(triangle))

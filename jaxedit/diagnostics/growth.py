@@ -65,7 +65,10 @@ def fit(law: str, t: Float[Array, "T"], y: Float[Array, "T"]) -> Fit:
     """Least squares of one of `LAWS` to values y at ascending steps t >= 0, by Levenberg and Marquardt.
 
     The first steps of a sequence vary less than later ones, and every residual follows the one before it, so
-    `error` is too small for real norms: take `bootstrap`. Raises ConfigError for an unknown law, or for fewer
+    `error` is too small for real norms: take `bootstrap`. A compiled
+    function rounds float64 arguments to float32 unless it is called within `jax.enable_x64(True)`.
+
+    Raises ConfigError for an unknown law, or for fewer
     than 8 steps.
     """
     rule, scaled = _checked(law, t, y), _scaled(t, y)
@@ -133,7 +136,7 @@ def bootstrap(
     residual = (scaled.y - curve) * (count / (count - len(params))) ** 0.5
 
     def again(key: Array) -> tuple[Float[Array, "p"], Float[Array, "T"]]:
-        starts = jax.random.randint(key, (-(-count // size), 1), 0, count)
+        starts = jax.random.randint(key, (-(-count // size), 1), 0, count, jnp.int32)
         index = ((starts + jnp.arange(size)) % count).ravel()[:count]
         drawn = _solve(rule, scaled.t, curve + residual[index], everywhere, params)
         return _units(rule, drawn, scaled)(drawn), rule.curve(scaled.t, drawn) * scaled.scale
@@ -200,7 +203,7 @@ def _solve(
         jacobian, error = jax.jacfwd(residual)(params), residual(params)
         gram = jacobian.T @ jacobian
         damped = gram + damping * jnp.diag(jnp.diagonal(gram) + TINY_SLOPE)
-        tried = params - jnp.linalg.solve(damped, jacobian.T @ error)
+        tried = _within(law, params - jnp.linalg.solve(damped, jacobian.T @ error))
         then = loss(tried)
         better = then < now
         damping = jnp.clip(jnp.where(better, damping / 4, damping * 4), 1e-12, 1e12)
@@ -214,3 +217,9 @@ def _solve(
     found, losses = jax.vmap(descend)(starts)
     best = found[jnp.argmin(losses)]
     return jnp.stack([jnp.abs(p) if i in law.signless else p for i, p in enumerate(best)])
+
+
+def _within(law: Law, params: Float[Array, "p"]) -> Float[Array, "p"]:
+    for i, least, most in law.bounds:
+        params = params.at[i].set(jnp.clip(params[i], least, most))
+    return params

@@ -18,6 +18,7 @@ class Law(NamedTuple):
     starts: Callable[[Array, Array, Array], Float[Array, "S p"]]  # (t, y, weight)
     # Parameters of y against t from those of y / scale against t / last: the factors are scale^i last^j.
     units: tuple[tuple[float, float], ...]
+    bounds: tuple[tuple[int, float, float], ...] = ()  # (parameter, least, most)
     signless: tuple[int, ...] = ()  # parameters whose sign changes nothing
     exponent: int | None = None  # the parameter whose value is one more power of `last` in the one before it
 
@@ -82,6 +83,7 @@ LAWS: dict[str, Law] = {
         _power,
         ((1, 0), (1, 0), (0, 0)),
         exponent=2,
+        bounds=((2, 0.05, 8.0),),
     ),
     "exponential": Law(
         ("a", "b"),

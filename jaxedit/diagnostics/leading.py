@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxedit.diagnostics.numbers import in_float64, norms, ratio
+from jaxedit.diagnostics.numbers import gaussian, in_float64, norms, ratio
 from jaxedit.diagnostics.spectra import Triplets, triplets
 from jaxedit.errors import ConfigError
 from jaxedit.types import LowRank
@@ -78,7 +78,7 @@ def leading(
     def unfinished(state: _State) -> Array:
         return (state.cycle < cycles) & (jnp.max(state.residual[:k]) > tolerance)
 
-    start = jnp.linalg.qr(jax.random.normal(key, (columns, block), jnp.float64))[0]
+    start = jnp.linalg.qr(gaussian(key, (columns, block)))[0]
     first = advance(_State(jnp.zeros((rows, block)), jnp.zeros(block), start, jnp.zeros(block), jnp.array(0)))
     return _result(jax.lax.while_loop(unfinished, advance, first), k)
 

@@ -34,7 +34,13 @@ def plane_map(before: Float[Array, "N d"], after: Float[Array, "M d"], key: Arra
     basis, mean = principal(before, 2, key).right, jnp.mean(before, axis=0)
     old, new = (before - mean) @ basis, (after - mean) @ basis
     overlap = jnp.stack([density_overlap(old[:, i], new[:, i]) for i in range(2)])
-    return PlaneMap(old, new, overlap, ratio(hausdorff(old, new), radius(old)), jnp.mean(_inside(old, new)))
+    return PlaneMap(
+        old,
+        new,
+        overlap,
+        ratio(hausdorff(old, new), radius(old)),
+        jnp.mean(_inside(old, new), dtype=jnp.float64),
+    )
 
 
 @in_float64
@@ -45,7 +51,7 @@ def density_overlap(one: Float[Array, "N"], other: Float[Array, "M"], bins: int 
 
     def histogram(x: Float[Array, "n"]) -> Float[Array, "bins"]:
         place = jnp.clip(jnp.floor(ratio(x - low, width) * bins), 0, bins - 1)
-        return jnp.mean(place[:, None] == jnp.arange(bins), axis=0)
+        return jnp.mean(place[:, None] == jnp.arange(bins), axis=0, dtype=jnp.float64)
 
     return jnp.sum(jnp.minimum(histogram(one), histogram(other)))
 

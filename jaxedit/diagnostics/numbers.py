@@ -49,3 +49,8 @@ def root(squared: Float[Array, "*N"]) -> Float[Array, "*N"]:
 def norms(x: Float[Array, "*N d"]) -> Float[Array, "*N"]:
     """Euclidean norms over the last axis."""
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=-1))
+
+
+def gaussian(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Standard normal numbers in float64, drawn in float32: compiled functions have no 64-bit random bits."""
+    return jax.random.normal(key, shape, jnp.float32).astype(jnp.float64)

@@ -10,7 +10,11 @@ from jaxedit.diagnostics.subspaces import centred
 
 
 class Procrustes(NamedTuple):
-    """What of the change of N vectors a common rotation accounts for; lengths are over that of the first."""
+    """What of the change of N vectors a common rotation accounts for; lengths are over that of the first.
+
+    Of changes that are different for every vector some rotation accounts for too, for about (d - 1) / 2N of them
+    in d dimensions: without many more vectors than dimensions only beside a null model.
+    """
 
     moved: Float[Array, ""]  # ||Y - X||_F / ||X||_F, both centred
     residual: Float[Array, ""]  # min over orthogonal Q of ||Y - X Q||_F / ||X||_F

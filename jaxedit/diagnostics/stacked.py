@@ -18,10 +18,11 @@ def over_matrices(measure: Callable[..., Any], *given: Mapping[str, PyTree]) -> 
         leaves, structure = jax.tree.flatten([x[path] for x in given])
         alike.setdefault((structure, *((leaf.shape, leaf.dtype) for leaf in leaves)), []).append(path)
     found = {}
-    for paths in alike.values():
-        stacks = [
-            jax.tree.map(lambda *leaves: jnp.stack(leaves), *(x[path] for path in paths)) for x in given
-        ]
-        results = jax.vmap(measure)(*stacks)
-        found |= {path: jax.tree.map(lambda leaf: leaf[i], results) for i, path in enumerate(paths)}  # noqa: B023
+    with jax.enable_x64(True):  # else float64 leaves would be rounded as they are stacked
+        for paths in alike.values():
+            stacks = [
+                jax.tree.map(lambda *x: jnp.stack(x), *(tree[path] for path in paths)) for tree in given
+            ]
+            results = jax.vmap(measure)(*stacks)
+            found |= {path: jax.tree.map(lambda leaf: leaf[i], results) for i, path in enumerate(paths)}  # noqa: B023
     return {path: found[path] for path in given[0]}

@@ -35,10 +35,11 @@ def growth_record(rows: Iterable[Row], seed: int = 0) -> dict[str, Any]:
 
 def _series(values: np.ndarray, seed: int) -> dict[str, Any]:
     steps, key = np.arange(1.0, len(values) + 1), jax.random.key(seed)
-    found = jax.jit(compare)(steps, values)
+    with jax.enable_x64(True):  # else the values would be rounded to float32 on their way in
+        found = jax.jit(compare)(steps, values)
+        drawn = {law: jax.jit(functools.partial(bootstrap, law))(steps, values, key) for law in found.fits}
     laws = {
-        law: _law(law, one, jax.jit(functools.partial(bootstrap, law))(steps, values, key))
-        | {"weight": float(found.weight[law])}
+        law: _law(law, one, drawn[law]) | {"weight": float(found.weight[law])}
         for law, one in found.fits.items()
     }
     return {"winner": winner(found), "laws": laws}

@@ -117,7 +117,7 @@ class _Measured:
             return lambda now: {}
         references: dict[str, Reference] = jax.jit(
             lambda first: over_matrices(lambda w: reference(w, k, key), first)
-        )(self.first)
+        )(_two_dimensional(self.first))
         measure = jax.jit(
             lambda now, first: over_matrices(lambda w, r: weight_measures(w, r, groups, key), now, first)
         )
@@ -137,7 +137,7 @@ class _Measured:
 
     def model(self, step: int, name: str, matrices: Matrices) -> Iterator[Row]:
         """Rows of one model."""
-        for where, table in jax.device_get(self._weights(matrices)).items():
+        for where, table in jax.device_get(self._weights(_two_dimensional(matrices))).items():
             yield from (Row(step, name, where, "", "", what, float(value)) for what, value in table.items())
         if self._sets:
             after = self._vectors(matrices)
@@ -149,14 +149,20 @@ class _Measured:
         """The null model: the first matrices, each with a random change that matches the true one."""
         assert self.config.null is not None
         changes = found.change(0, step) if found.folder.low_rank else {}
+        match = self.config.null
         result = {}
         for i, (path, first) in enumerate(self.first.items()):
             change = changes.get(path, now[path] - first)
             if isinstance(change, LowRank) and change.left.shape[1] > min(first.shape):
                 change = now[path] - first
             key = jax.random.fold_in(jax.random.fold_in(self.key, step), i)
-            result[path] = added(first, random_update(key, change, self.config.null))
+            result[path] = added(first, random_update(key, change, match if first.ndim == 2 else "norm"))
         return result
+
+
+def _two_dimensional(matrices: Matrices) -> Matrices:
+    """Without the scales and biases that editors of whole models write too."""
+    return {path: matrix for path, matrix in matrices.items() if matrix.ndim == 2}
 
 
 def _vector_rows(
@@ -201,9 +207,9 @@ def path_of_run(found: Trajectory, last: int | None = None, report: Report = qui
             path: LowRank(delta.left * counts[:, None, None].astype(np.float32), delta.right)
             for path, delta in found.folder.factors(chunk, found.like).items()
         }
-        results = jax.device_get(step(first, walked, factors))
-        walked = {path: result[0] for path, result in results.items()}
-        for path, (_, way) in results.items():
-            parts[path].append(jax.tree.map(lambda x: x[: last - chunk.first], way))  # noqa: B023
+        results = step(first, walked, factors)
+        for path, (after, way) in results.items():
+            walked[path] = after
+            parts[path].append(jax.tree.map(lambda x: np.asarray(x)[: last - chunk.first], way))  # noqa: B023
         report("following the updates", min(chunk.after, last), last)
     return {path: jax.tree.map(lambda *x: np.concatenate(x), *ways) for path, ways in parts.items() if ways}

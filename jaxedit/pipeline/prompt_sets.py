@@ -40,7 +40,7 @@ class PromptSet(NamedTuple):
 def prompt_sets(
     facts: Sequence[Fact], checkpoint: Checkpoint, count: int, text: Path | None = None
 ) -> dict[str, PromptSet]:
-    """ "edited": prompts of the facts; "neighborhood": theirs about other subjects, if any; "text": neutral text.
+    """Sets "edited" (prompts of the facts), "neighborhood" (theirs about other subjects, if any), and "text".
 
     `count` of each at most, evenly spread over the facts, or from the start of the text. Means leave the
     first token out (`without_first`).

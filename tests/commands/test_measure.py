@@ -209,13 +209,13 @@ def test_a_path_leaves_out_what_was_refused_and_stops_where_it_is_told(tmp_path:
 
 def test_growth_laws_of_a_run(tmp_path: Path) -> None:
     """Random updates of equal size: both norms grow like a root."""
-    run = write_run(tmp_path / "run", updates=60, chunk=20, shapes={PATH: (12, 6)}, rank=30)
+    run = write_run(tmp_path / "run", updates=60, chunk=20, shapes={PATH: (60, 40)}, rank=40)
     record = growth_record(path_rows(path_of_run(run.steps())))[PATH]
     assert record["path_distance"]["winner"] in ("sqrt", "power")
     laws = record["path_distance"]["laws"]
     assert laws["sqrt"]["weight"] + laws["power"]["weight"] > 0.99
     bounds = laws["sqrt"]["params"]["b"]
-    expected = (0.01**2) ** 2 * 30 * 12 * 6
+    expected = 0.01**4 * 40 * 60 * 40
     assert bounds["low"] < bounds["value"] < bounds["high"]
     assert bounds["value"] == pytest.approx(expected, rel=0.3)
     assert json.dumps(record)

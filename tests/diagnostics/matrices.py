@@ -33,5 +33,5 @@ MATRICES: dict[str, np.ndarray] = {
     "constant": np.full((ROWS, COLUMNS), 0.25, np.float32),
     "zero": np.zeros((ROWS, COLUMNS), np.float32),
     "huge": random_matrix(1) * np.float32(1e37),
-    "tiny": random_matrix(2) * np.float32(1e-37),
+    "tiny": random_matrix(2) * np.float32(1e-30),
 }

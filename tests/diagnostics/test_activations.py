@@ -25,7 +25,7 @@ from jaxedit.diagnostics.activations import (
 from jaxedit.diagnostics.meanings import ACTIVATION_MEASURES
 from jaxedit.diagnostics.shifts import GROUPS, activation_measures, vector_measures
 from jaxedit.errors import ConfigError
-from tests.cases import FACTS, Case, relative
+from tests.cases import FACTS, Case, equations, relative
 from tests.diagnostics.matrices import MATRICES, random_matrix
 from tests.reference.vectors import vectors
 
@@ -104,7 +104,8 @@ def test_one_pass_runs_every_layer_once(gpt2: Case) -> None:
     prompts = prompts_of(gpt2)
 
     def products(function: Any) -> int:
-        return str(jax.make_jaxpr(function)(gpt2.checkpoint.params)).count("dot_general")
+        found = equations(jax.make_jaxpr(function)(gpt2.checkpoint.params).jaxpr)
+        return sum(one.primitive.name == "dot_general" for one in found)
 
     plain = products(lambda params: gpt2.model.bind(params)(prompts.tokens, prompts.valid))
     means = 4 * gpt2.model.config.n_layers + 1

@@ -29,7 +29,7 @@ def product(delta: LowRank | jax.Array) -> np.ndarray:
 @pytest.mark.parametrize("match", ["norm", "spectrum"])
 def test_random_updates_match_the_true_one_and_stand_for_nothing(kind: str, match: str) -> None:
     delta = DELTAS[kind]
-    draws = [random_update(jax.random.key(i), delta, match) for i in range(40)]
+    draws = [random_update(jax.random.key(i), delta, match) for i in range(20)]
     assert jax.tree.map(jnp.shape, draws[0]) == jax.tree.map(jnp.shape, delta)
     assert {leaf.dtype for leaf in jax.tree.leaves(draws)} == {jnp.dtype(jnp.float32)}
     true = product(delta)
@@ -41,7 +41,7 @@ def test_random_updates_match_the_true_one_and_stand_for_nothing(kind: str, matc
         if match == "spectrum":
             np.testing.assert_allclose(scipy.linalg.svdvals(one), values, atol=1e-5 * values[0])
         cosines.append((one * true).sum() / np.linalg.norm(true) ** 2)
-    assert abs(np.mean(cosines)) < 4 * np.std(cosines) / 40**0.5
+    assert abs(np.mean(cosines)) < 4 * np.std(cosines) / 20**0.5
     assert np.std(cosines) < 0.2
     assert same_bits(random_update(jax.random.key(0), delta, match), draws[0])
     assert not same_bits(draws[1], draws[0])
@@ -88,13 +88,14 @@ def test_the_floor_is_what_other_prompts_give_and_a_shift_is_beyond_it() -> None
 
 def test_the_floor_is_rarely_passed_by_chance() -> None:
     """Two models that differ in nothing but the draw of their prompts' vectors."""
+    halved = jax.jit(lambda x, y, key: split_half(mean_shift, x, y, key))
     claims = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
         x, y = (rng.normal(size=(40, 5)).astype(np.float32) for _ in range(2))
-        found = split_half(mean_shift, x, y, jax.random.key(seed))
+        found = halved(x, y, jax.random.key(seed))
         claims.append(bool(beyond_floor(found.floor, found.shift)))
-    assert np.mean(claims) < 0.25
+    assert np.mean(claims) <= 0.05
 
 
 def test_what_cannot_be_halved_or_matched_is_refused() -> None:
