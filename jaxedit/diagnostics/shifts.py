@@ -35,27 +35,52 @@ def vector_measures(before: Vectors, after: Vectors, groups: Sequence[Group], k:
 
 
 def activation_measures(
-    before: Activations, after: Activations, groups: Sequence[Group], k: int, key: Array
+    before: Activations,
+    after: Activations,
+    groups: Sequence[Group],
+    k: int,
+    key: Array,
+    together: int | None = None,
 ) -> dict[str, Named]:
     """`vector_measures` of every vector that was collected: arrays [L, positions], by vector and measure.
 
-    Modules' shares of the residual stream come beside, where both modules were collected.
+    All layers, positions and vectors of one width are vmapped together, or `together` of them at a time where
+    memory is short. Modules' shares of the residual stream come beside, where both modules were collected.
     """
 
-    def one(old: Vectors, new: Vectors) -> Named:
-        return vector_measures(old, new, groups, k, key)
+    def one(pair: tuple[Vectors, Vectors]) -> Named:
+        return vector_measures(*pair, groups, k, key)
 
-    found = {
-        name: jax.vmap(jax.vmap(one))(old, getattr(after, name))
-        for name, old in before._asdict().items()
-        if len(old)
-    }
+    found: dict[str, Named] = {}
+    for names in _alike(before):
+        shapes = [getattr(before, name).shape for name in names]
+        pairs = tuple(
+            jnp.concatenate([getattr(given, name).reshape(-1, *shapes[0][2:]) for name in names])
+            for given in (before, after)
+        )
+        with jax.enable_x64(True):
+            results = (
+                jax.vmap(one)(pairs) if together is None else jax.lax.map(one, pairs, batch_size=together)
+            )
+            start = 0
+            for name, shape in zip(names, shapes, strict=True):
+                rows = slice(start, start := start + shape[0] * shape[1])
+                found[name] = {what: x[rows].reshape(shape[:2]) for what, x in results.items()}
     if len(before.attention) and len(before.mlp):
         for when, vectors in (("before", before), ("after", after)):
             shares = jax.vmap(residual_shares, in_axes=1, out_axes=1)(vectors.attention, vectors.mlp)
             for name, share in zip(("attention", "mlp"), shares, strict=True):
                 found[name][f"residual_share_{when}"] = share
     return found
+
+
+def _alike(given: Activations) -> list[list[str]]:
+    """Names of the vectors that were collected, those of one width together."""
+    widths: dict[tuple[int, ...], list[str]] = {}
+    for name, x in given._asdict().items():
+        if len(x):
+            widths.setdefault(x.shape[2:], []).append(name)
+    return list(widths.values())
 
 
 def _shift(before: Vectors, after: Vectors, k: int, key: Array) -> Named:

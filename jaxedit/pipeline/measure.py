@@ -27,6 +27,7 @@ from jaxedit.trajectory.replay import Matrices, Trajectory
 from jaxedit.types import LowRank, Params
 
 Vector = Literal["key", "mlp", "attention", "residual"]
+TOGETHER = 4  # layers and positions whose vectors are compared at once
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,13 @@ class _Measured:
             self._collector = Collector(prepared.checkpoint.model, config.vectors)
             self._before = self._vectors(first)
             self._shifts = jax.jit(
-                functools.partial(activation_measures, groups=config.activations, k=config.k, key=self.key)
+                functools.partial(
+                    activation_measures,
+                    groups=config.activations,
+                    k=config.k,
+                    key=self.key,
+                    together=TOGETHER,
+                )
             )
 
     def _weight_function(self) -> Callable[[Matrices], dict[str, dict[str, Array]]]:

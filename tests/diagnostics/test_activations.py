@@ -142,18 +142,29 @@ def made(seed: int, scale: float = 1.0) -> Activations:
     def draw(layers: int, width: int) -> np.ndarray:
         return (scale * rng.normal(size=(layers, 2, 24, width))).astype(np.float32)
 
-    return Activations(draw(2, 10), draw(2, 8), draw(2, 8), draw(2, 8), draw(1, 8))
+    return Activations(*(draw(2, 8) for _ in VECTORS), draw(1, 8))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def tables(before: Activations, after: Activations, together: int | None) -> dict[str, dict[str, Array]]:
+    return activation_measures(before, after, tuple(GROUPS), 3, KEY, together)
+
+
+@jax.jit
+def table(before: Array, after: Array) -> dict[str, Array]:
+    return vector_measures(before, after, tuple(GROUPS), 3, KEY)
 
 
 def test_the_table_over_layers_is_that_of_each() -> None:
-    before, groups = made(0), tuple(GROUPS)
+    before = made(0)
     after = Activations(*(x + np.float32(0.3) * y for x, y in zip(before, made(1), strict=True)))
-    found = jax.jit(lambda a, b: activation_measures(a, b, groups, 3, KEY))(before, after)
+    found, in_turn = tables(before, after, None), tables(before, after, 2)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-7), found, in_turn)
     assert set(found) == {*VECTORS, "final"}
     for name in found:
         for layer in range(len(getattr(before, name))):
             old, new = getattr(before, name)[layer, 1], getattr(after, name)[layer, 1]
-            alone = vector_measures(old, new, groups, 3, KEY)
+            alone = table(old, new)
             for measure, value in alone.items():
                 np.testing.assert_allclose(
                     found[name][measure][layer, 1], value, rtol=1e-7, atol=1e-7, err_msg=f"{name} {measure}"
@@ -164,7 +175,7 @@ def test_the_table_over_layers_is_that_of_each() -> None:
 
 
 def test_nothing_changed_is_nothing_claimed() -> None:
-    same = activation_measures(made(0), made(0), ("shift", "subspace", "similarity", "floor"), 3, KEY)["mlp"]
+    same = tables(made(0), made(0), None)["mlp"]
     for name in ("change", "mean_shift", "moved", "procrustes", "frechet"):
         np.testing.assert_allclose(same[name], 0, atol=1e-6, err_msg=name)
     np.testing.assert_allclose(same["angle"], 0, atol=1e-6)
@@ -175,7 +186,6 @@ def test_nothing_changed_is_nothing_claimed() -> None:
 
 
 def test_the_table_of_degenerate_vectors_has_no_nan() -> None:
-    table = jax.jit(lambda x, y: vector_measures(x, y, tuple(GROUPS), 3, KEY))
     for name, x in MATRICES.items():
         if name != "wide":
             for y in (x, MATRICES["zero"], MATRICES["random"]):
