@@ -76,26 +76,27 @@ def write_rows(rows: Sequence[Row], folder: Path) -> None:
             if not math.isfinite(row.value):
                 line["value"] = None
             file.write(json.dumps(line) + "\n")
-    columns = dict(zip(Row._fields, map(np.array, zip(*rows, strict=True)), strict=True)) if rows else {}
+    columns: dict[str, Any] = {}
+    if rows:
+        columns = dict(zip(Row._fields, map(np.array, zip(*rows, strict=True)), strict=True))
     np.savez_compressed(folder / "measures.npz", **columns)
 
 
 def step_table(rows: Sequence[Row], step: int) -> Table:
-    """What became of every matrix by one step; in brackets, of the null model."""
-    table = Table(title=f"After {step} updates (in brackets: after a random change instead)", box=SIMPLE_HEAD)
-    table.add_column("matrix")
+    """What became of every matrix by one step, and what the null model's change of the same size makes of it."""
+    table = Table(title=f"After {step} updates", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("matrix", no_wrap=True)
     values = {
         (row.where, row.model, row.measure): row.value for row in rows if row.step == step and not row.prompts
     }
     shown = [name for name in SHOWN if any(key[2] == name for key in values)]
     for name in shown:
         table.add_column(name.replace("_", " "), justify="right")
-    for where in dict.fromkeys(key[0] for key in values):
-        table.add_row(where, *(_cell(values, where, name) for name in shown))
+    for where, model in dict.fromkeys(key[:2] for key in values):
+        title = where if model == "edited" else f"  {model} change"
+        table.add_row(title, *(_cell(values.get((where, model, name))) for name in shown))
     return table
 
 
-def _cell(values: dict[tuple[str, str, str], float], where: str, name: str) -> str:
-    edited, random = (values.get((where, model, name)) for model in ("edited", "random"))
-    text = "–" if edited is None else f"{edited:.4f}"
-    return text if random is None else f"{text} ({random:.4f})"
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -101,7 +101,7 @@ def collect(
         found = getattr(trace, name)
         return jnp.stack([taken(found[layer]) for layer in sorted(found)]) if found else empty
 
-    return Activations(*(layers(name) for name in VECTORS), final=taken(decoder.final_norm(h))[None])
+    return Activations(*(layers(name) for name in VECTORS), taken(decoder.final_norm(h))[None])
 
 
 @in_float64

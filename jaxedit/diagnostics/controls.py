@@ -1,7 +1,7 @@
 """What a change is compared with before it is called one: other prompts, and random updates of the same size."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ from jaxedit.diagnostics.spectra import singular_values, triplets_of_factors
 from jaxedit.errors import ConfigError
 from jaxedit.types import Delta, LowRank
 
-T = TypeVar("T", bound=Delta)
 Match = Literal["norm", "spectrum"]
 
 
@@ -58,7 +57,7 @@ def beyond_floor(floor: Float[Array, "R"], shift: Float[Array, "R"], level: floa
     return jnp.median(shift) > jnp.quantile(floor, level)
 
 
-def random_update(key: Array, delta: T, match: Match = "norm") -> T:
+def random_update(key: Array, delta: Delta, match: Match = "norm") -> Delta:
     """The null model: a random update of the same shape (and rank, for factors) that stands for no fact.
 
     "norm" draws Gaussian entries, or factors, and scales them to the same Frobenius norm. "spectrum" keeps
@@ -70,7 +69,7 @@ def random_update(key: Array, delta: T, match: Match = "norm") -> T:
     return jax.tree.map(lambda x: x.astype(jnp.float32), drawn)
 
 
-def random_updates(key: Array, deltas: T, match: Match = "norm") -> T:
+def random_updates(key: Array, deltas: Delta, match: Match = "norm") -> Delta:
     """`random_update` of each of E stacked updates, independent of each other."""
     count = jax.tree.leaves(deltas)[0].shape[0]
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
@@ -78,7 +77,7 @@ def random_updates(key: Array, deltas: T, match: Match = "norm") -> T:
 
 
 @in_float64
-def _same_norm(key: Array, delta: T) -> T:
+def _same_norm(key: Array, delta: Delta) -> Delta:
     one, other = jax.random.split(key)
     if isinstance(delta, LowRank):
         drawn = LowRank(gaussian(one, delta.left.shape), gaussian(other, delta.right.shape))
@@ -90,7 +89,7 @@ def _same_norm(key: Array, delta: T) -> T:
 
 
 @in_float64
-def _same_spectrum(key: Array, delta: T) -> T:
+def _same_spectrum(key: Array, delta: Delta) -> Delta:
     values = triplets_of_factors(delta).values if isinstance(delta, LowRank) else singular_values(delta)
     rows, columns = (delta.left.shape[0], delta.right.shape[1]) if isinstance(delta, LowRank) else delta.shape
     one, other = jax.random.split(key)

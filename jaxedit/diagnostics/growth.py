@@ -12,6 +12,7 @@ from jaxedit.diagnostics.numbers import in_float64, ratio
 from jaxedit.errors import ConfigError, unknown_name
 
 ITERATIONS = 60  # of Levenberg and Marquardt
+ITERATIONS_AGAIN = 12  # from the solution for almost the same values
 SEEN = 2 / 3  # of the steps are fitted to foresee the rest
 LEAST = 8  # steps
 NEAR = 1.25  # times the least foresight error is as good
@@ -187,8 +188,9 @@ def _solve(
     weight: Float[Array, "T"],
     start: Float[Array, "p"] | None = None,
 ) -> Float[Array, "p"]:
-    """Weighted least squares; the best of the law's starts, or from `start` alone."""
+    """Weighted least squares: the best of the law's starts, or from a `start` that is near."""
     starts = law.starts(t, y, weight) if start is None else start[None]
+    iterations = ITERATIONS if start is None else ITERATIONS_AGAIN
 
     def residual(params: Float[Array, "p"]) -> Float[Array, "T"]:
         return weight * (y - law.curve(t, params))
@@ -209,7 +211,7 @@ def _solve(
 
     def descend(params: Float[Array, "p"]) -> tuple[Float[Array, "p"], Float[Array, ""]]:
         state = params, loss(params), jnp.asarray(1e-3)
-        params, now, _ = jax.lax.fori_loop(0, ITERATIONS, step, state)
+        params, now, _ = jax.lax.fori_loop(0, iterations, step, state)
         return params, now
 
     found, losses = jax.vmap(descend)(starts)

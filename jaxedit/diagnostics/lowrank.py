@@ -1,14 +1,12 @@
 """Inner products of changes that are kept as factors, without the matrices that they stand for."""
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxedit.diagnostics.numbers import in_float64, ratio, root
 from jaxedit.types import Delta, LowRank
-
-T = TypeVar("T", bound=Delta)
 
 
 class Captured(NamedTuple):
@@ -47,13 +45,15 @@ def alignment(matrix: Float[Array, "in out"], delta: Delta) -> Float[Array, ""]:
 def captured(delta: Delta, inputs: Float[Array, "in k"], outputs: Float[Array, "out k"]) -> Captured:
     """How much of an update acts within the span of orthonormal columns, such as W_0's singular vectors."""
     left = _from_left(inputs, delta)
-    right = delta._replace(right=delta.right @ outputs) if isinstance(delta, LowRank) else delta @ outputs
+    right: Delta = (
+        delta._replace(right=delta.right @ outputs) if isinstance(delta, LowRank) else delta @ outputs
+    )
     both, whole = _from_left(inputs, right), inner(delta, delta)
     shares = (ratio(jnp.maximum(inner(part, part), 0.0), whole) for part in (left, right, both))
     return Captured(*(jnp.minimum(share, 1.0) for share in shares))
 
 
-def _from_left(basis: Float[Array, "in k"], delta: T) -> T:
+def _from_left(basis: Float[Array, "in k"], delta: Delta) -> Delta:
     if isinstance(delta, LowRank):
         return delta._replace(left=basis.T @ delta.left)
     return basis.T @ delta

@@ -4,7 +4,7 @@
 like a square root; updates along what is there already make it grow faster.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxedit.diagnostics.lowrank import inner, update_norm, update_products
 from jaxedit.diagnostics.numbers import in_float64, ratio, root
-from jaxedit.types import Delta, LowRank
+from jaxedit.types import LowRank
 
 
 class Path(NamedTuple):
@@ -78,7 +78,7 @@ def walk(
 ) -> tuple[Walked, Path]:
     """The path of E further updates, factors or dense, keeping their running sum; any number of times."""
 
-    def body(change: Array, delta: Delta) -> tuple[Array, tuple[Array, Array, Array]]:
+    def body(change: Array, delta: Any) -> tuple[Array, tuple[Array, Array, Array]]:
         products = inner(first, delta), inner(change, delta), update_norm(delta)
         added = delta.left @ delta.right if isinstance(delta, LowRank) else delta
         return change + added, products

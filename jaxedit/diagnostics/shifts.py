@@ -54,10 +54,11 @@ def activation_measures(
     found: dict[str, Named] = {}
     for names in _alike(before):
         shapes = [getattr(before, name).shape for name in names]
-        pairs = tuple(
+        old, new = (
             jnp.concatenate([getattr(given, name).reshape(-1, *shapes[0][2:]) for name in names])
             for given in (before, after)
         )
+        pairs = old, new
         with jax.enable_x64(True):
             results = (
                 jax.vmap(one)(pairs) if together is None else jax.lax.map(one, pairs, batch_size=together)

@@ -17,7 +17,7 @@ def over_matrices(measure: Callable[..., Any], *given: Mapping[str, PyTree]) -> 
     for path in given[0]:
         leaves, structure = jax.tree.flatten([x[path] for x in given])
         alike.setdefault((structure, *((leaf.shape, leaf.dtype) for leaf in leaves)), []).append(path)
-    found = {}
+    found: dict[str, Any] = {}
     with jax.enable_x64(True):  # else float64 leaves would be rounded as they are stacked
         for paths in alike.values():
             stacks = [

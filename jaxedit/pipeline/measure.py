@@ -10,13 +10,14 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxedit.diagnostics import shifts, weights
-from jaxedit.diagnostics.activations import VECTORS, Activations
+from jaxedit.diagnostics.activations import Activations
 from jaxedit.diagnostics.controls import Match, random_update
 from jaxedit.diagnostics.path import Path as Way
 from jaxedit.diagnostics.path import Walked, alignment_share, begin, walk
+from jaxedit.diagnostics.shifts import Group as VectorGroup
 from jaxedit.diagnostics.shifts import activation_measures
 from jaxedit.diagnostics.stacked import over_matrices
+from jaxedit.diagnostics.weights import Group as WeightGroup
 from jaxedit.diagnostics.weights import Reference, reference, weight_measures
 from jaxedit.errors import ConfigError, RunError
 from jaxedit.linalg import added
@@ -34,13 +35,13 @@ TOGETHER = 4  # layers and positions whose vectors are compared at once
 class MeasureConfig:
     """What to measure, fully specified: the same configuration gives the same numbers."""
 
-    weights: tuple[weights.Group, ...] = ("size", "drift", "leading", "subspace")
+    weights: tuple[WeightGroup, ...] = ("size", "drift", "leading", "subspace")
     """Groups of measures of every edited matrix; "spectrum" and "intruders" decompose it whole."""
     path: bool = True
     """Step, alignment and efficiency of every update up to the last of the steps, where updates are low rank."""
-    activations: tuple[shifts.Group, ...] = ()
+    activations: tuple[VectorGroup, ...] = ()
     """Groups of measures of vectors inside the model."""
-    vectors: tuple[Vector, ...] = VECTORS
+    vectors: tuple[Vector, ...] = ("key", "mlp", "attention", "residual")
     """Which of them; the output of the final norm is always there."""
     k: int = 8
     """Dimension of singular and principal subspaces."""

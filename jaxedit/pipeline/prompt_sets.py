@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxedit.data.corpus import read_text, token_blocks
@@ -52,11 +53,12 @@ def prompt_sets(
     others = list(dict.fromkeys(prompt for fact in facts for prompt in fact.neighborhood))
     if others:
         rows = encode_prompts(_spread(others, count), tokenizer, max_length=limit)
-        found["neighborhood"] = PromptSet(text_prompts(*rows), TEXT_POSITIONS)
+        found["neighborhood"] = PromptSet(text_prompts(*map(jnp.asarray, rows)), TEXT_POSITIONS)
     if text is not None:
         length = min(TEXT_LENGTH, limit)
         blocks = token_blocks(read_text(text), tokenizer, length, limit=count * length)
-        found["text"] = PromptSet(text_prompts(blocks, np.ones(blocks.shape, bool)), TEXT_POSITIONS)
+        valid = np.ones(blocks.shape, bool)
+        found["text"] = PromptSet(text_prompts(jnp.asarray(blocks), jnp.asarray(valid)), TEXT_POSITIONS)
     return {name: PromptSet(without_first(one.prompts), one.positions) for name, one in found.items()}
 
 
