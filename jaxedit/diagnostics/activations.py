@@ -101,7 +101,8 @@ def collect(
         found = getattr(trace, name)
         return jnp.stack([taken(found[layer]) for layer in sorted(found)]) if found else empty
 
-    return Activations(*(layers(name) for name in VECTORS), taken(decoder.final_norm(h))[None])
+    found = [layers(name) for name in VECTORS]
+    return Activations._make([*found, taken(decoder.final_norm(h))[None]])
 
 
 @in_float64

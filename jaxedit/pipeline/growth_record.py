@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -15,7 +16,7 @@ from jaxedit.pipeline.measure import Row
 SERIES = ("path_norm", "path_distance")
 
 
-def growth_record(rows: Iterable[Row], seed: int = 0) -> dict[str, Any]:
+def growth_record(rows: Iterable[Row], seed: int = 0, repeats: int = 200) -> dict[str, Any]:
     """By matrix, for ||W_t|| and ||W_t - W_0||: every law's fit with its 95% interval, and which law wins.
 
     Empty for paths of fewer than `LEAST` updates. The winner is None where the law that fits best does not
@@ -29,7 +30,7 @@ def growth_record(rows: Iterable[Row], seed: int = 0) -> dict[str, Any]:
     if not series or len(columns[series[0][0]][SERIES[0]]) < LEAST:
         return {}
     values = np.array([columns[path][name] for path, name in series])
-    found, drawn = _fitted(values, seed)
+    found, drawn = _fitted(values, seed, repeats)
     record: dict[str, Any] = {
         path: {"alignment_share": table["path_alignment_share"][-1]} for path, table in columns.items()
     }
@@ -40,12 +41,13 @@ def growth_record(rows: Iterable[Row], seed: int = 0) -> dict[str, Any]:
     return record
 
 
-def _fitted(values: np.ndarray, seed: int) -> tuple[Comparison, dict[str, Bootstrap]]:
+def _fitted(values: np.ndarray, seed: int, repeats: int) -> tuple[Comparison, dict[str, Bootstrap]]:
     """All laws for S series of T steps, on the host."""
-    steps, key = np.arange(1.0, values.shape[1] + 1), jax.random.key(seed)
+    key = jax.random.key(seed)
 
     def one(y: Array) -> tuple[Comparison, dict[str, Bootstrap]]:
-        return compare(steps, y), {law: bootstrap(law, steps, y, key) for law in LAWS}
+        steps = jnp.arange(1.0, len(y) + 1)
+        return compare(steps, y), {law: bootstrap(law, steps, y, key, repeats) for law in LAWS}
 
     with jax.enable_x64(True):  # else the values would be rounded to float32 on their way in
         return jax.device_get(jax.jit(lambda values: jax.lax.map(one, values))(values))

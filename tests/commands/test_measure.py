@@ -61,8 +61,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             ("ft", ["--settings.learning-rate", "1e-3"]),
         ):
             given = ["run", "--model", str(home / "model"), "--facts", str(home / "facts.jsonl")]
-            given += ["--out", str(home / editor), "--editor", editor, "--count", "6", "--chunk", "2"]
-            given += ["--batch-size", "2"]
+            given += ["--out", str(home / editor), "--editor", editor, "--count", "6", "--chunk", "3"]
+            given += ["--batch-size", "2", "--no-score"]
             main([*given, "--no-known", "--settings.layers", "1", "--settings.steps", "2", *more])
         yield home
 
@@ -212,7 +212,7 @@ def test_a_path_leaves_out_what_was_refused_and_stops_where_it_is_told(tmp_path:
 def test_growth_laws_of_a_run(tmp_path: Path) -> None:
     """Random updates of equal size: both norms grow like a root."""
     run = write_run(tmp_path / "run", updates=60, chunk=20, shapes={PATH: (60, 40)}, rank=40)
-    record = growth_record(path_rows(path_of_run(run.steps())))[PATH]
+    record = growth_record(path_rows(path_of_run(run.steps())), repeats=20)[PATH]
     laws = record["path_distance"]["laws"]
     assert laws["sqrt"]["weight"] + laws["power"]["weight"] > 0.99
     bounds = laws["sqrt"]["params"]["b"]

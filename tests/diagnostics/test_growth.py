@@ -44,18 +44,8 @@ def double(function: Any) -> Any:
 
 
 @functools.cache
-def fitted(law: str) -> Any:
-    return double(functools.partial(fit, law))
-
-
-@functools.cache
 def compared() -> Any:
     return double(compare)
-
-
-@functools.cache
-def compared_together() -> Any:
-    return double(jax.vmap(compare, in_axes=(None, 0)))
 
 
 @functools.cache
@@ -75,7 +65,7 @@ def noisy(law: str, seed: int, size: float = 0.2, along: float = 0.0) -> np.ndar
 @pytest.mark.parametrize("law", LAWS)
 def test_a_law_without_noise_is_found_to_the_last_digits(law: str) -> None:
     params, values = TRUE[law]
-    found = fitted(law)(STEPS, values)
+    found = compared()(STEPS, values).fits[law]
     np.testing.assert_allclose(found.params, params, rtol=1e-6)
     np.testing.assert_allclose(found.curve, values, rtol=1e-9)
     assert found.rmse < 1e-7
@@ -86,7 +76,7 @@ def test_a_law_without_noise_is_found_to_the_last_digits(law: str) -> None:
 @pytest.mark.parametrize("law", CURVES)
 def test_fits_and_their_errors_are_those_of_scipy(law: str) -> None:
     values = noisy(law, 3)
-    found = fitted(law)(STEPS, values)
+    found = compared()(STEPS, values).fits[law]
     params, covariance = scipy.optimize.curve_fit(CURVES[law], STEPS, values, p0=TRUE[law][0], method="lm")
     np.testing.assert_allclose(found.params, params, rtol=1e-4)
     np.testing.assert_allclose(found.error, np.sqrt(np.diag(covariance)), rtol=1e-2)
@@ -115,19 +105,21 @@ def test_foresight_is_the_error_of_what_was_not_seen(law: str) -> None:
     seen, ahead = slice(0, 67), slice(67, 100)
     params, _ = scipy.optimize.curve_fit(CURVES[law], STEPS[seen], values[seen], p0=TRUE[law][0], method="lm")
     expected = np.sqrt(np.mean((CURVES[law](STEPS[ahead], *params) - values[ahead]) ** 2))
-    assert fitted(law)(STEPS, values).foresight == pytest.approx(expected, rel=1e-3)
+    assert compared()(STEPS, values).fits[law].foresight == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("law", [law for law in LAWS if law != "power"])
 def test_the_law_behind_noisy_values_wins(law: str) -> None:
     """Of a power law others are hard to tell at such lengths; where it is the truth it is found without noise."""
-    found = compared_together()(STEPS, np.stack([noisy(law, seed) for seed in range(20)]))
-    assert np.mean(found.chosen[law]) >= 0.8
-    assert np.mean(sum(found.weight.values())) == pytest.approx(1)
-    assert float(np.median(found.weight[law])) > 0.3
+    found = [compared()(STEPS, noisy(law, seed)) for seed in range(20)]
+    assert np.mean([one.chosen[law] for one in found]) >= 0.8
+    assert np.median([one.weight[law] for one in found]) > 0.3
+    for one in found:
+        assert sum(one.weight.values()) == pytest.approx(1)
+        assert sum(one.chosen.values()) == 1
 
 
-@pytest.mark.parametrize("law", ["linear", "sqrt", "exponential"])
+@pytest.mark.parametrize("law", ["linear", "sqrt"])
 def test_standard_errors_hold_for_independent_noise(law: str) -> None:
     values = np.stack([noisy(law, seed) for seed in range(200)])
     found = double(jax.vmap(functools.partial(fit, law), in_axes=(None, 0)))(STEPS, values)
@@ -148,17 +140,19 @@ def test_intervals_hold_where_residuals_hang_together() -> None:
     assert ((drawn.curve_low < truth) & (truth < drawn.curve_high)).mean() > 0.75
 
 
-def test_laws_are_fitted_over_layers_at_once() -> None:
-    values = np.stack([TRUE[law][1] for law in LAWS] * 4)
-    found = compared_together()(STEPS, values)
-    for i, law in enumerate(LAWS):
-        assert winner(jax.tree.map(lambda x: x[i], found)) == law  # noqa: B023
+def test_layers_are_fitted_at_once_as_each_alone() -> None:
+    values = np.stack([noisy("sqrt", seed) for seed in range(4)])
+    together = double(jax.vmap(functools.partial(fit, "sqrt"), in_axes=(None, 0)))(STEPS, values)
+    for i, row in enumerate(values):
+        alone = compared()(STEPS, row).fits["sqrt"]
+        for name, value in alone._asdict().items():
+            np.testing.assert_allclose(getattr(together, name)[i], value, rtol=1e-6, err_msg=name)
 
 
 def test_the_unit_of_values_and_steps_changes_no_verdict() -> None:
     for law, (params, values) in TRUE.items():
-        small = fitted(law)(STEPS * 1000, values * 1e-6)
-        large = fitted(law)(STEPS, values)
+        small = compared()(STEPS * 1000, values * 1e-6).fits[law]
+        large = compared()(STEPS, values).fits[law]
         assert small.bic == pytest.approx(float(large.bic), rel=1e-6)
         assert len(small.params) == len(params) == len(LAWS[law].names)
         np.testing.assert_allclose(small.curve, large.curve * 1e-6, rtol=1e-9)
@@ -185,10 +179,10 @@ def test_random_updates_grow_by_the_root_and_aligned_ones_straight_on() -> None:
     "values", [np.zeros(10), np.full(10, 3.0), np.array([0.0] * 9 + [1e30]), -(np.arange(10.0) ** 3)]
 )
 def test_anything_finite_can_be_fitted(values: np.ndarray) -> None:
-    found = compared()(np.arange(10.0), values)
+    found = compared()(STEPS - 1, values)
     for law, one in found.fits.items():
         assert not any(np.isnan(leaf).any() for leaf in one), law
-    drawn = redrawn()(np.arange(10.0), values)
+    drawn = redrawn()(STEPS - 1, values)
     assert not any(np.isnan(leaf).any() for leaf in drawn)
 
 
