@@ -14,6 +14,7 @@ from jaxedit.types import LowRank
 
 DEPTH = 4  # products with A^T A between two restarts
 SPARE = 8  # vectors iterated beyond those asked for, at least
+SMALL = 256  # rows or columns: up to here the whole decomposition is sooner done
 
 Product = Callable[[Array], Array]
 
@@ -64,7 +65,7 @@ def leading(
         return found._replace(left=found.right, right=found.left)
     forward, backward = _products(matrix, added)
     block = min(k + max(k, SPARE), columns)
-    if DEPTH * block >= columns:
+    if columns <= max(SMALL, DEPTH * block):
         whole = triplets(matrix if added is None else matrix + added.left @ added.right)
         return _result(_state(backward, whole, 0), k)
 

@@ -176,7 +176,7 @@ def test_random_updates_grow_by_the_root_and_aligned_ones_straight_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [np.zeros(10), np.full(10, 3.0), np.array([0.0] * 9 + [1e30]), -(np.arange(10.0) ** 3)]
+    "values", [np.zeros(100), np.full(100, 3.0), np.array([0.0] * 99 + [1e30]), -(STEPS**3)]
 )
 def test_anything_finite_can_be_fitted(values: np.ndarray) -> None:
     found = compared()(STEPS - 1, values)
