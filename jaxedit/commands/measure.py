@@ -92,8 +92,10 @@ def step_table(rows: Sequence[Row], step: int) -> Table:
     shown = [name for name in SHOWN if any(key[2] == name for key in values)]
     for name in shown:
         table.add_column(name.replace("_", " "), justify="right")
-    for where, model in dict.fromkeys(key[:2] for key in values):
-        title = where if model == "edited" else f"  {model} change"
+    matrices = list(dict.fromkeys(where for where, _, _ in values))
+    pairs = dict.fromkeys(key[:2] for key in values)
+    for where, model in sorted(pairs, key=lambda pair: matrices.index(pair[0])):
+        title = "  random change" if model == "random" else where
         table.add_row(title, *(_cell(values.get((where, model, name))) for name in shown))
     return table
 

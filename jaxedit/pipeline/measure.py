@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -37,6 +38,8 @@ class MeasureConfig:
 
     weights: tuple[WeightGroup, ...] = ("size", "drift", "leading", "subspace")
     """Groups of measures of every edited matrix; "spectrum" and "intruders" decompose it whole."""
+    unedited: bool = False
+    """The same of these projections in all other layers, once: the yardstick."""
     path: bool = True
     """Step, alignment and efficiency of every update up to the last of the steps, where updates are low rank."""
     activations: tuple[VectorGroup, ...] = ()
@@ -59,7 +62,7 @@ class Row(NamedTuple):
     """One number."""
 
     step: int
-    model: str  # "edited", or "random" for the null model
+    model: str  # "edited"; "random" for the null model; "unedited" for matrices that stay, at step 0
     where: str  # a matrix by its path, or a vector such as "layers.3.mlp"
     prompts: str  # name of the prompt set; empty for matrices
     position: str  # place in the prompt; empty for matrices
@@ -83,6 +86,8 @@ def measures_at(
     measured = _Measured(config, prepared, first)
     if config.path and found.folder.low_rank:
         yield from path_rows(path_of_run(found, chosen[-1] if chosen else 0, report))
+    if config.unedited:
+        yield from measured.unedited()
     for done, (step, now) in enumerate(found.walk(chosen)):
         report("measuring", done, len(chosen))
         yield from measured.model(step, "edited", now)
@@ -102,7 +107,7 @@ class _Measured:
     def __init__(self, config: MeasureConfig, prepared: Prepared, first: Matrices):
         self.config, self.frozen, self.first = config, prepared.params.frozen, first
         self.key = jax.random.key(config.seed)
-        self._weights = self._weight_function()
+        self._weights = self._weight_function(_two_dimensional(first))
         self._sets: dict[str, PromptSet] = {}
         if config.activations:
             self._sets = prompt_sets(prepared.facts, prepared.checkpoint, config.prompts, config.text)
@@ -119,13 +124,13 @@ class _Measured:
                 )
             )
 
-    def _weight_function(self) -> Callable[[Matrices], dict[str, dict[str, Array]]]:
+    def _weight_function(self, first: Matrices) -> Callable[[Matrices], dict[str, dict[str, Array]]]:
         groups, k, key = self.config.weights, self.config.k, self.key
         if not groups:
             return lambda now: {}
         references: dict[str, Reference] = jax.jit(
             lambda first: over_matrices(lambda w: reference(w, k, key), first)
-        )(_two_dimensional(self.first))
+        )(first)
         measure = jax.jit(
             lambda now, first: over_matrices(lambda w, r: weight_measures(w, r, groups, key), now, first)
         )
@@ -145,13 +150,24 @@ class _Measured:
 
     def model(self, step: int, name: str, matrices: Matrices) -> Iterator[Row]:
         """Rows of one model."""
-        for where, table in jax.device_get(self._weights(_two_dimensional(matrices))).items():
-            yield from (Row(step, name, where, "", "", what, float(value)) for what, value in table.items())
+        yield from _matrix_rows(step, name, jax.device_get(self._weights(_two_dimensional(matrices))))
         if self._sets:
             after = self._vectors(matrices)
             for which, one in self._sets.items():
                 found = jax.device_get(self._shifts(self._before[which], after[which]))
                 yield from _vector_rows(step, name, which, one.positions, found)
+
+    def unedited(self) -> Iterator[Row]:
+        """Rows of the matrices that no update writes, of the same projections."""
+        kinds = {_projection(path) for path in self.first}
+        others = {
+            path: jnp.asarray(matrix, jnp.float32)
+            for path, matrix in self.frozen.items()
+            if _projection(path) in kinds and matrix.ndim == 2
+        }
+        if others:
+            found = jax.device_get(self._weight_function(others)(others))
+            yield from _matrix_rows(0, "unedited", found)
 
     def random(self, found: Trajectory, step: int, now: Matrices) -> Matrices:
         """The null model: the first matrices, each with a random change that matches the true one."""
@@ -166,6 +182,16 @@ class _Measured:
             key = jax.random.fold_in(jax.random.fold_in(self.key, step), i)
             result[path] = added(first, random_update(key, change, match if first.ndim == 2 else "norm"))
         return result
+
+
+def _projection(path: str) -> str:
+    """`layers.3.mlp.down.kernel` is mlp.down.kernel."""
+    return path.split(".", 2)[-1] if path.startswith("layers.") else path
+
+
+def _matrix_rows(step: int, model: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
+    for where, table in found.items():
+        yield from (Row(step, model, where, "", "", what, float(value)) for what, value in table.items())
 
 
 def _two_dimensional(matrices: Matrices) -> Matrices:

@@ -182,13 +182,16 @@ def test_the_command_writes_tables(home: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_dense_updates_are_measured_too_but_have_no_factors(home: Path) -> None:
-    config = MeasureConfig(weights=("size", "drift"), k=2)
+    config = MeasureConfig(weights=("size", "drift"), unedited=True, k=2)
     found = list(measures_at(home / "ft", (3, 1), config))
     lines = RunFolder.open(home / "ft").metrics()
     assert value(found, 1, "frobenius") == pytest.approx(lines[0]["norm"][PATH], rel=1e-6)
     assert value(found, 3, "frobenius") == pytest.approx(lines[2]["norm"][PATH], rel=1e-6)
     assert value(found, 3, "distance", model="random") == pytest.approx(value(found, 3, "distance"), rel=1e-5)
     assert not [row for row in found if row.measure.startswith("path_")]
+    others = {row.where for row in found if row.model == "unedited"}
+    assert others == {"layers.0.mlp.down.kernel", "layers.2.mlp.down.kernel"}
+    assert value(found, 0, "growth", "layers.0.mlp.down.kernel", "unedited") == pytest.approx(1)
     with pytest.raises(RunError, match="dense"):
         path_of_run(pipeline.trajectory(home / "ft")[0])
 
