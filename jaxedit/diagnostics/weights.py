@@ -23,7 +23,7 @@ Named = dict[str, Float[Array, ""]]
 class Reference(NamedTuple):
     """A matrix before the first update, and its leading singular triplets."""
 
-    matrix: Float[Array, "in out"]
+    matrix: Float[Array, "in out"]  # float32, as masters are
     top: Leading
 
 
@@ -51,7 +51,7 @@ class _Now:
 @in_float64
 def reference(first: Float[Array, "in out"], k: int, key: Array) -> Reference:
     """What `weight_measures` compares with, computed once."""
-    return Reference(first, leading(first, k, key))
+    return Reference(first.astype(jnp.float32), leading(first, k, key))
 
 
 @in_float64

@@ -129,10 +129,12 @@ class _Measured:
         if not groups:
             return lambda now: {}
         references: dict[str, Reference] = jax.jit(
-            lambda first: over_matrices(lambda w: reference(w, k, key), first)
+            lambda first: over_matrices(lambda w: reference(w, k, key), first, together=1)
         )(first)
         measure = jax.jit(
-            lambda now, first: over_matrices(lambda w, r: weight_measures(w, r, groups, key), now, first)
+            lambda now, first: over_matrices(
+                lambda w, r: weight_measures(w, r, groups, key), now, first, together=1
+            )
         )
         return lambda now: measure(now, references)
 

@@ -277,6 +277,8 @@ def test_matrices_of_equal_shape_are_measured_together_and_as_alone() -> None:
 
     found = measure(now, first)
     assert found.keys() == first.keys()
+    sizes, in_turn = (over_matrices(size, first, together=n) for n in (None, 1))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), sizes, in_turn)
     for path in first:
         alone = table(now[path], first[path])
         for name, value in found[path].items():
