@@ -34,6 +34,7 @@ from jaxedit.commands.history import (
     execute_history,
     run_branch,
 )
+from jaxedit.commands.measure import Measure, execute_measure
 from jaxedit.commands.trace import TraceRun, execute_trace
 from jaxedit.commands.train import Train, execute_train
 from jaxedit.configs import build, read_toml
@@ -125,7 +126,7 @@ class Facts(Common):
     """Of the embedded set's wordings and targets."""
 
 
-Command = Run | Resume | Branch | Train | Trace | Report | Export | HistoryCommand | Editors | Facts
+Command = Run | Resume | Branch | Train | Trace | Measure | Report | Export | HistoryCommand | Editors | Facts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -164,6 +165,7 @@ def _parse(arguments: Sequence[str], run: Run) -> Command:
         | Annotated[Branch, subcommand("branch")]
         | Annotated[Train, subcommand("train")]
         | Annotated[Trace, subcommand("trace")]
+        | Annotated[Measure, subcommand("measure")]
         | Annotated[Report, subcommand("report")]
         | Annotated[Export, subcommand("export")]
         | Annotated[History, subcommand("history")]
@@ -201,6 +203,8 @@ def execute(command: Command, out: Console, err: Console) -> None:
             execute_train(config, out, err)
         case Trace(config=config):
             execute_trace(config, out, err)
+        case Measure():
+            execute_measure(command, out, err)
         case Report(runs=runs, out=folder):
             _report(runs, folder, out)
         case Export(run=run, out=folder, dtype=dtype, step=step):
