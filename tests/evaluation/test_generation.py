@@ -33,6 +33,16 @@ def draw(case: Case, seed: int, **options) -> np.ndarray:
 
 
 def test_greedy_text_is_that_of_transformers(case: Case) -> None:
+    assert_greedy_is_theirs(case)
+
+
+@pytest.mark.slow
+def test_so_it_is_in_every_family(family_case: Case) -> None:
+    """Text longer than the windows, rows padded."""
+    assert_greedy_is_theirs(family_case)
+
+
+def assert_greedy_is_theirs(case: Case) -> None:
     tokens, valid = right_aligned(case)
     ids, mask = torch.tensor(tokens, dtype=torch.long), torch.tensor(valid, dtype=torch.long)
     plain = GenerationConfig(do_sample=False, max_new_tokens=STEPS, pad_token_id=0, eos_token_id=None)
