@@ -195,7 +195,10 @@ def test_split_gradient_is_the_full_forward_gradient(case: Case, site: str) -> N
     assert_split_is_full(case, site)
 
 
-@pytest.mark.parametrize(("name", "site"), [("mistral", "block"), ("gptj", "mlp"), ("gemma3_text", "mlp")])
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [("mistral", "block"), ("gemma3_text", "mlp"), pytest.param("gptj", "mlp", marks=pytest.mark.slow)],
+)
 def test_so_it_is_with_windows_parallel_branches_and_norms_behind_the_mlp(
     case_of: Callable[[str], Case], name: str, site: str
 ) -> None:

@@ -72,7 +72,7 @@ def test_every_effect_is_that_of_hooks_in_float64(case: Case, site: str) -> None
     assert_effects_of_hooks(case, site)
 
 
-@pytest.mark.parametrize("name", ["gptj", "gemma2"])
+@pytest.mark.parametrize("name", ["gemma2", pytest.param("gptj", marks=pytest.mark.slow)])
 def test_so_it_is_with_windows_parallel_branches_and_norms_behind_the_mlp(
     case_of: Callable[[str], Case], name: str
 ) -> None:

@@ -169,6 +169,7 @@ def test_a_window_hides_what_is_beyond_it(made, tokens: np.ndarray, name: str) -
     assert np.flatnonzero(moved).tolist() == list(range(6, 6 + config.window))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_near_as_that_of_transformers(family: Tiny, tokens: np.ndarray) -> None:
     """Mean squared distance to float32, at most half as much again."""
     full = torch_logits(family.torch, tokens)

@@ -50,8 +50,8 @@ def rotary_width(settings: Settings, given: dict[str, Any], name: str, default: 
     """
     rope = Settings(given, settings.family)
     share = rope.number("partial_rotary_factor", settings.number(name, default))
-    width = int(head_dim * share)
-    if not 0 < width <= head_dim or width % 2:
+    width = int(head_dim * share) if share <= 1 else 0
+    if width == 0 or width % 2:
         raise ModelError(
             f"config.json of this {settings.family} model: a share of {share} of {head_dim} dimensions is rotated, "
             f"which comes to {width}; expected an even number of them"
