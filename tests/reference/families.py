@@ -35,6 +35,7 @@ LLAMA_LIKE = TOKENS | {
     "initializer_range": 0.15,
 }
 GEMMA = LLAMA_LIKE | {
+    "initializer_range": 0.1,
     "head_dim": 8,
     "query_pre_attn_scalar": 10,
     "sliding_window": WINDOW,
