@@ -156,7 +156,8 @@ NEOX_CONFIG = {
     "model_type": "gpt_neox", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2,
     "num_attention_heads": 2, "rotary_pct": 0.25, "rotary_emb_base": 10000, "use_parallel_residual": False,
 }  # fmt: skip
-CONFIGS_OF_MODELS = st.one_of(map(json_files, (HF_CONFIG, GPT2_CONFIG, GEMMA_CONFIG, NEOX_CONFIG)))
+MODEL_CONFIGS = (HF_CONFIG, GPT2_CONFIG, GEMMA_CONFIG, NEOX_CONFIG)
+CONFIGS_OF_MODELS = st.one_of([json_files(config) for config in MODEL_CONFIGS])
 
 
 def run_model_config(place: Path, content: bytes) -> None:
