@@ -166,9 +166,13 @@ class Editor(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """Intermediate vectors of a partial run, by layer index; `None` where nothing was asked for."""
+    """Intermediate vectors of a partial run, by layer index; empty where nothing was asked for.
+
+    Outputs of MLP and attention are those of their last matrix, bias included. Where a norm follows, the
+    residual stream gains something else.
+    """
 
     key: dict[int, Any]  # input of the down-projection, [..., d_k]
-    mlp: dict[int, Any]  # output of the MLP, [..., d_model]
+    mlp: dict[int, Any]  # output of the down-projection: the editors' value, [..., d_model]
     residual: dict[int, Any]  # residual stream after the block, [..., d_model]
-    attention: dict[int, Any]  # output of the attention, [..., d_model]
+    attention: dict[int, Any]  # output of the attention's output projection, [..., d_model]

@@ -28,7 +28,7 @@ class ValueConfig:
     """Settings of the optimisation; defaults are MEMIT's for GPT2-XL."""
 
     site: Literal["mlp", "block", "attention+mlp"] = (
-        "block"  # whose output delta is added to; PMET: one to each
+        "block"  # whose output delta is added to (see `jaxedit.types.Trace`); PMET: one to each
     )
     learning_rate: float = 0.5
     steps: int = 20  # N steps make at most N - 1 updates
@@ -205,14 +205,15 @@ def placed(
 ) -> Callable[[Array], Float[Array, "M d_model"]]:
     """The packed tails after `layer` as a function of delta, added at every row's lookup token.
 
-    Added to the MLP's or the block's output it is the same intervention, and nothing below runs again. Added
-    to the attention's too, the layer's MLP sees it, so that the layer runs anew.
+    Added to the MLP's or the block's output, what the stream gains is known, and nothing below runs again.
+    Added to the attention's too, the layer's MLP may see it, so that the layer runs anew.
     """
     n_rows = rows.tail.shape[0]
     if site != "attention+mlp":
         start, at_lookup = pack(split.tail_out, tokens), tokens.place[:, 0]
+        gain = gained(decoder, split, layer, site)
         return lambda delta: start.at[at_lookup].add(
-            jnp.repeat(delta, n_rows // delta.shape[0], axis=0).astype(start.dtype)
+            gain(jnp.repeat(delta, n_rows // delta.shape[0], axis=0))
         )
     run = functools.partial(
         decoder.run, position=rows.tail_position, mask=rows.tail_mask, memory=split.memory
@@ -226,6 +227,20 @@ def placed(
         return pack(run(before, range(layer, layer + 1), tap=taps)[0], tokens)
 
     return rerun
+
+
+def gained(
+    decoder: Decoder, split: SplitPass, layer: int, site: str
+) -> Callable[[Float[Array, "N d_model"]], Float[Array, "N d_model"]]:
+    """What the residual stream gains at the lookup token from delta at the MLP's or the block's output.
+
+    Delta itself, but for an MLP whose output is normalised: `norm(m + delta) - norm(m)`.
+    """
+    dtype = split.tail_out.dtype
+    if site == "block" or not decoder.config.post_norm:
+        return lambda delta: delta.astype(dtype)
+    before, added = split.trace.mlp[layer][:, 0], decoder.layers[layer].mlp_added
+    return lambda delta: added(before + delta.astype(dtype)) - added(before)
 
 
 def most_probable(
@@ -247,7 +262,7 @@ def kl_row(decoder: Decoder, rows: Rows, split: SplitPass, above: range, n_rows:
     """log p_0 at the lookup token of "{subject} is a" in the model as it stands."""
     last = jnp.arange(n_rows - 1, split.tail_out.shape[0], n_rows)
     chosen = rows.take(last)
-    memory = {layer: type(m)(m.key[last], m.value[last]) for layer, m in split.memory.items()}
+    memory = jax.tree.map(lambda x: x[last], split.memory)
     width = chosen.prefix.shape[1] + 1
     h, _, _ = decoder.run(
         split.tail_out[last, :1],

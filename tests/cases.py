@@ -19,6 +19,7 @@ from jaxedit.models.model import Model
 from jaxedit.models.sources import Checkpoint, load
 from jaxedit.types import Params, Requests
 from tests.reference import facts as reference
+from tests.reference.families import RECIPES, tiny_family
 from tests.reference.tiny import TINY_CONTEXTS, TINY_FACTS, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)  # beside XLA's threads more of them only spin
@@ -26,6 +27,7 @@ torch.set_num_threads(1)  # beside XLA's threads more of them only spin
 LAYER = 1  # of editors of one layer
 SPANS = {"gpt2": (0, 1), "llama": (0, 2)}  # of editors of several; llama's has a gap
 BUILDERS = {"gpt2": tiny_gpt2, "llama": tiny_llama}
+FAMILIES = {family: functools.partial(tiny_family, family) for family in RECIPES}
 Inner = Jaxpr | ClosedJaxpr
 FACTS = tuple(
     Fact(
@@ -50,7 +52,7 @@ class Case:
 
     @property
     def span(self) -> tuple[int, ...]:
-        return SPANS[self.name]
+        return SPANS.get(self.name, (0, 1))
 
     @functools.cached_property
     def moments(self) -> dict[int, Array]:
@@ -80,9 +82,10 @@ class Case:
 
 def make_case(name: str, folder: Path) -> Case:
     """The model of this name: random weights drawn in float32, so that both hold the same numbers."""
-    save_tiny(BUILDERS[name](torch.float32), tiny_tokenizer(bos=name == "llama"), folder)
+    build = (BUILDERS | FAMILIES)[name]
+    save_tiny(build(torch.float32), tiny_tokenizer(bos=name not in ("gpt2", "gptj", "gpt_neox")), folder)
     blocks = np.random.default_rng(0).integers(3, 300, (40, 24)).astype(np.int32)
-    return Case(name, load(str(folder)), BUILDERS[name](torch.float64), blocks)
+    return Case(name, load(str(folder)), build(torch.float64), blocks)
 
 
 def relative(actual: Any, expected: Any) -> float:

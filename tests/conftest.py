@@ -1,11 +1,12 @@
 """Fixtures that several rooms share."""
 
-from collections.abc import Generator
+import functools
+from collections.abc import Callable, Generator
 
 import jax
 import pytest
 
-from tests.cases import BUILDERS, Case, make_case
+from tests.cases import BUILDERS, FAMILIES, Case, make_case
 
 
 @pytest.hookimpl(wrapper=True)
@@ -31,6 +32,18 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
     """Each of them in turn."""
     return cases[request.param]
+
+
+@pytest.fixture(scope="session")
+def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    """Tiny models of the other families by name, each made when it is first asked for."""
+    return functools.cache(lambda name: make_case(name, tmp_path_factory.mktemp(f"case-{name}")))
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family_case(request: pytest.FixtureRequest, case_of: Callable[[str], Case]) -> Case:
+    """Each of them in turn."""
+    return case_of(request.param)
 
 
 @pytest.fixture(scope="session")

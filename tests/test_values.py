@@ -192,6 +192,20 @@ def test_padding_facts_never_start_and_change_nothing(gpt2: Case) -> None:
 
 @pytest.mark.parametrize("site", SITES)
 def test_split_gradient_is_the_full_forward_gradient(case: Case, site: str) -> None:
+    assert_split_is_full(case, site)
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [("mistral", "block"), ("gemma3_text", "mlp"), pytest.param("gptj", "mlp", marks=pytest.mark.slow)],
+)
+def test_so_it_is_with_windows_parallel_branches_and_norms_behind_the_mlp(
+    case_of: Callable[[str], Case], name: str, site: str
+) -> None:
+    assert_split_is_full(case_of(name), site)
+
+
+def assert_split_is_full(case: Case, site: str) -> None:
     shape = (len(FACTS), case.model.config.d_model)
     delta = jnp.asarray(0.3 * np.random.default_rng(1).standard_normal(shape), jnp.float32)
     config = replace(CONFIG, site=site)

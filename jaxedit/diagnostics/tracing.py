@@ -92,8 +92,11 @@ def last_subject_token(prompts: TracePrompts) -> Bool[Array, "B 1 S"]:
 def noise_scale(
     model: Model, params: Params | dict[str, Array], prompts: TracePrompts, times: float = 3.0
 ) -> Float[Array, ""]:
-    """`times` the standard deviation of all entries of the subjects' token embeddings, over all facts."""
-    vectors = model.bind(params).embedding[...][prompts.tail].astype(jnp.float32)
+    """`times` the standard deviation of all entries of the subjects' token embeddings, over all facts.
+
+    Embeddings are taken as they enter the residual stream, where the noise is added.
+    """
+    vectors = model.bind(params).vectors(jnp.asarray(prompts.tail)).astype(jnp.float32)
     chosen = (subject_tokens(prompts) & (prompts.weight[:, None] > 0))[..., None]
     return times * jnp.std(vectors, where=chosen)
 

@@ -1,8 +1,9 @@
 """The settings of locate-and-edit methods; each method is a choice among these."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from jaxedit.models.config import DecoderConfig
 from jaxedit.values import ValueConfig
 
 
@@ -31,11 +32,25 @@ class LocateConfig:
     spread: Literal["even", "sqrt", "last"] = (
         "even"  # a layer's share of the residual: 1 / layers left, 1 / their root, or all of it at the last
     )
-    values_at: Literal["last", "each"] = (
-        "last"  # one value at the last layer, or one at each for itself (BLUE)
+    values_at: Literal["last", "each", "shared"] = (
+        "last"  # one value at the last layer; one at each for itself (BLUE), or of which it writes its share
     )
     anchor: float | None = None  # NAS: norm that every value gets; 0: the first batch's mean; None: its own
     values: ValueConfig = field(default_factory=ValueConfig)
+
+    def fitted(self, model: DecoderConfig) -> "LocateConfig":
+        """The same method on a model with a norm behind the MLP; itself on every other.
+
+        There a change of the matrix adds something else to the residual stream than to the MLP's output, so that
+        a value of the block cannot be written, nor one residual be spread over several layers. Values are what
+        the down-projection gives, and each layer of a span has its own, optimised once the layers before it are
+        written. Of what is missing there a layer writes as much as it would of the one residual.
+        """
+        if not model.post_norm:
+            return self
+        site = "mlp" if self.values.site == "block" else self.values.site
+        values_at = "shared" if self.values_at == "last" else self.values_at
+        return replace(self, values=replace(self.values, site=site), values_at=values_at)
 
     @property
     def projected(self) -> bool:

@@ -34,13 +34,15 @@ def locate_and_edit(
 ) -> Editor:
     """The editor of `config`; `solver` is how one matrix is written, by default the ridge of `closed_form`.
 
-    `moments` are the uncentred second moments C0 of the keys by layer (`jaxedit.statistics`).
+    `moments` are the uncentred second moments C0 of the keys by layer (`jaxedit.statistics`). Where a norm
+    follows the MLP, the method is `config.fitted` to that.
     Raises ConfigError for a layer out of range, StatisticsError for a missing or misshapen moment.
     """
     paths = model.edited_paths(config.layers)
     check_moments(model, moments, config.layers)
+    config = config.fitted(model.config)
     solver = ridge(config) if solver is None else solver
-    spans = [(layer,) for layer in config.layers] if config.values_at == "each" else [config.layers]
+    spans = [config.layers] if config.values_at == "last" else [(layer,) for layer in config.layers]
 
     def init(params: Params) -> State:
         state = {path: solver.init(moments[layer], params.edited[path]) for layer, path in paths.items()}
@@ -107,6 +109,7 @@ def write_span(
     A solver with an original reads keys and values from the unedited matrices instead.
     """
     paths = model.edited_paths(layers)
+    sharing = config.layers if config.values_at == "shared" else layers
     source = params
     if solver.original is not None:
         unedited = {path: solver.original(state[path]) for path in paths.values()}
@@ -132,8 +135,8 @@ def write_span(
         elif done:
             decoder = model.bind(Params(edited, params.frozen))
             lead, reading = next_reading(decoder, lead, requests, config, layers, done)
-        left = len(layers) if solver.original is not None else len(layers) - done
-        residual = spread(target - reading.now, left, done == len(layers) - 1, config.spread)
+        left = len(sharing) if solver.original is not None else len(sharing) - sharing.index(layer)
+        residual = spread(target - reading.now, left, layer == sharing[-1], config.spread)
         query = reading.keys.bare if config.query == "bare" else reading.keys.mean
         batch = Batch(reading.keys.mean * real, query * real, residual * real, requests.weight)
         solved = Solved(batch.query, batch.residual, solver.write(state[path], edited[path], batch))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 from jaxedit.models.config import DecoderConfig
 
 TABLE = "paper table"
+RELEASED = "settings released with EasyEdit (arXiv 2308.07269), from the literature"
 SEARCH = "own search over decades; scripts/search_presets.py repeats it"
 DEPTH = "by depth rule, unverified"
 
@@ -20,6 +21,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama-2-7b": {"family": "llama", "n_layers": 32, "d_model": 4096, "d_ff": 11008},
     # 128,256 tokens tell it from models of 32,000 such as Mistral's.
     "llama-3-8b": {"family": "llama", "n_layers": 32, "d_model": 4096, "d_ff": 14336, "vocab_size": 128256},
+    "mistral-7b": {"family": "mistral", "n_layers": 32, "d_model": 4096, "d_ff": 14336},
+    "qwen2.5-7b": {"family": "qwen2", "n_layers": 28, "d_model": 3584, "d_ff": 18944},  # and Qwen2-7B
     # The rotary base tells it from SmolLM-135M, whose base is 10,000.
     "smollm2-135m": {"family": "llama", "n_layers": 30, "d_model": 576, "d_ff": 1536, "rope_theta": 100000.0},
 }
@@ -32,7 +35,7 @@ Rows: TypeAlias = dict[str, Departures]  # by model
 class Preset(NamedTuple):
     """Departures from a method's own preset."""
 
-    source: str  # TABLE, SEARCH or DEPTH
+    source: str  # TABLE, RELEASED, SEARCH or DEPTH
     settings: Departures
 
 
@@ -107,6 +110,14 @@ PUBLISHED: dict[str, Rows] = {
     "ft": FT,
     "ft-l": FT_L,
 }
+# ROME there does without the second moment; here it is the paper's, with the released layer and values.
+EASY_VALUES = ROME_VALUES | {"steps": 25, "weight_decay": 1e-3}
+EASY_SPAN = EASY_VALUES | {"layers": (4, 5, 6, 7, 8)}
+EASY_EDIT: dict[str, Rows] = {
+    "rome": {model: EASY_VALUES | {"layers": (5,)} for model in ("mistral-7b", "qwen2.5-7b")},
+    "memit": {model: EASY_SPAN | {"lam": 15000.0} for model in ("mistral-7b", "qwen2.5-7b")},
+    "alphaedit": {"qwen2.5-7b": EASY_SPAN | {"null_threshold": 0.02, "lam_n": 1.0}},
+}
 SEARCHED: dict[str, Rows] = {
     "memit": {"smollm2-135m": {"layers": (6, 7, 8, 9, 10), "lam": 1000.0}},
     "emmet": {"smollm2-135m": {"layers": (8,), "lam": 100.0}},
@@ -122,7 +133,7 @@ def _rows(source: str, settings: dict[str, Rows]) -> dict[tuple[str, str], Prese
 
 
 # (editor, model) -> preset
-PRESETS = _rows(TABLE, PUBLISHED) | _rows(SEARCH, SEARCHED)
+PRESETS = _rows(TABLE, PUBLISHED) | _rows(RELEASED, EASY_EDIT) | _rows(SEARCH, SEARCHED)
 
 
 def known_model(config: DecoderConfig) -> str | None:

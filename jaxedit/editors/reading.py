@@ -52,7 +52,10 @@ def residual_from(values: ValueConfig) -> str:
 
 
 def residual_mean(config: LocateConfig) -> str:
-    """How it is averaged: r-ROME's constraint is on the mean output, all others' on the bare prompt's."""
+    """How it is averaged: as the keys where the constraint is on what the matrix gives at their mean, else not.
+
+    That is r-ROME's, and every method's where a norm follows the MLP. MEMIT takes the bare prompt's block.
+    """
     return config.key_mean if config.values.site == "mlp" and config.query == "mean" else "bare"
 
 

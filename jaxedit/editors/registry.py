@@ -64,8 +64,8 @@ class Settings:
     """Or along this share of its eigenvectors, smallest eigenvalues first."""
     spread: Literal["even", "sqrt", "last"] | None = None
     """A layer's share of the residual: over the layers left, over their root, or all at the last."""
-    values_at: Literal["last", "each"] | None = None
-    """One value at the last layer, or one at each layer for itself."""
+    values_at: Literal["last", "each", "shared"] | None = None
+    """One value at the last layer; one at each layer for itself; or one at each, of which it writes its share."""
     anchor: float | None = None
     """Norm of all values; 0 takes the first batch's mean (NAS)."""
     learning_rate: float | None = None
@@ -156,6 +156,8 @@ class Method:
         for name, value in (preset_for(self.name, model).settings | departures).items():
             config = self._depart(config, name, value)
         check(config, self.name)
+        if isinstance(config, LocateConfig):
+            config = config.fitted(model)
         self.paths(Model(model), config)
         return config
 

@@ -40,7 +40,7 @@ def sample(
     h, _, memory = decoder.run(
         decoder.embed(prompt, at), layers, position=at, mask=causal_mask(valid), keep_memory=True
     )
-    memory = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, steps), (0, 0), (0, 0))), memory)
+    memory = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, steps), *[(0, 0)] * (x.ndim - 2))), memory)
     seen = jnp.pad(valid, ((0, 0), (0, steps)))
     keys = jax.random.split(key, steps)
     first = next_token(decoder.logits(h[:, -1]), keys[0], top_k, temperature, banned)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.packing import Packing, pack, unpack
@@ -27,14 +27,18 @@ MASKED = -1e30  # finite, so that a row without any visible key stays finite
 
 
 class Memory(NamedTuple):
-    """Keys and values of attention over K tokens that were run before."""
+    """Keys and values of attention over K tokens that were run before, and where these tokens stand."""
 
     key: Float[Array, "N K H D"]
     value: Float[Array, "N K H D"]
+    position: Int[Array, "N K"]
 
 
 class Tap(NamedTuple):
-    """Adds `vector` to the output of a layer's "attention", "mlp" or "block" (the site) at one token a row."""
+    """Adds `vector` to the output of a layer's "attention", "mlp" or "block" (the site) at one token a row.
+
+    The output of attention and MLP is that of their last matrix: a norm that follows comes after it.
+    """
 
     layer: int
     site: str
@@ -45,7 +49,7 @@ class Tap(NamedTuple):
 class Patch(NamedTuple):
     """Puts vectors in the place of what a site gives at the tokens `where`; layers not named stay as they are.
 
-    Sites are the output of the "attention" or the "mlp", and the "residual" stream after the block.
+    Sites are the output of the "attention" or the "mlp" (as for `Tap`), and the "residual" stream after the block.
     """
 
     site: str
@@ -77,34 +81,47 @@ class Linear(nnx.Module):
 class Norm(nnx.Module):
     """Layer or root-mean-square normalisation with float32 statistics."""
 
-    def __init__(self, config: DecoderConfig):
-        self.centred, self.eps = config.norm == "layer", config.norm_eps
-        self.scale = nnx.Param(jnp.ones((config.d_model,)))
-        self.bias = nnx.Param(jnp.zeros((config.d_model,))) if self.centred else None
+    def __init__(self, config: DecoderConfig, width: int):
+        self.centred, self.eps, self.offset = config.norm == "layer", config.norm_eps, config.norm_offset
+        self.scale = nnx.Param(jnp.full((width,), 1.0 - self.offset))
+        self.bias = nnx.Param(jnp.zeros((width,))) if self.centred else None
 
-    def __call__(self, x: Float[Array, "*N d_model"]) -> Float[Array, "*N d_model"]:
+    def __call__(self, x: Float[Array, "*N width"]) -> Float[Array, "*N width"]:
         y = x.astype(jnp.float32)
         if self.centred:
             y = y - y.mean(axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.eps)
-        y = y.astype(x.dtype) * self.scale[...]
+        if self.offset:  # in float32: bfloat16 would round 1 + w to 8 bits
+            y = (y * (self.offset + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+        else:
+            y = y.astype(x.dtype) * self.scale[...]
         return y if self.bias is None else y + self.bias[...]
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with an explicit mask, over earlier tokens (memory) and the given ones."""
+    """Grouped-query attention with an explicit mask, over earlier tokens (memory) and the given ones.
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    With a `window` each token sees, of what the mask lets it see, only the last `window` positions up to its own.
+    """
+
+    def __init__(self, config: DecoderConfig, window: int | None, *, rngs: nnx.Rngs):
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self.window, self.pairs, self.cap = window, config.rotary_pairs, config.score_cap
+        self.scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
         d, q, kv = config.d_model, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         self.query = Linear(d, q, config.attention_bias, rngs=rngs)
         self.key = Linear(d, kv, config.attention_bias, rngs=rngs)
         self.value = Linear(d, kv, config.attention_bias, rngs=rngs)
         self.out = Linear(q, d, config.attention_out_bias, rngs=rngs)
+        self.qk_norm = config.qk_norm
+        by_head = config.qk_norm == "head"
+        self.query_norm = Norm(config, config.head_dim if by_head else q) if config.qk_norm else None
+        self.key_norm = Norm(config, config.head_dim if by_head else kv) if config.qk_norm else None
 
     def __call__(
         self,
         x: Float[Array, "N T d_model"] | Float[Array, "M d_model"],
+        position: Int[Array, "N T"],
         angles: Float[Array, "N T half"] | None,
         mask: Bool[Array, "N T K"],
         memory: Memory | None,
@@ -113,24 +130,31 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "N T d_model"] | Float[Array, "M d_model"], Memory]:
         n, t, _ = mask.shape
 
-        def heads(projection: Linear, count: int) -> Float[Array, "N T count D"]:
+        def heads(projection: Linear, count: int, norm: Norm | None = None) -> Float[Array, "N T count D"]:
             projected = projection(x) if packing is None else unpack(projection(x), packing)
-            return projected.reshape(n, t, count, self.head_dim)
+            if norm is not None and self.qk_norm == "projection":
+                projected = norm(projected)
+            projected = projected.reshape(n, t, count, self.head_dim)
+            return norm(projected) if norm is not None and self.qk_norm == "head" else projected
 
-        query = heads(self.query, self.n_heads)
-        key, value = heads(self.key, self.n_kv_heads), heads(self.value, self.n_kv_heads)
+        query = heads(self.query, self.n_heads, self.query_norm)
+        key, value = heads(self.key, self.n_kv_heads, self.key_norm), heads(self.value, self.n_kv_heads)
         if angles is not None:
-            query, key = rotate(query, angles), rotate(key, angles)
+            query, key = rotate(query, angles, self.pairs), rotate(key, angles, self.pairs)
+        seen = Memory(key, value, position)
         if memory is not None:
-            key, value = extended(memory.key, key, slot), extended(memory.value, value, slot)
-        attended = self._attend(query, key, value, mask)
-        return self.out(attended if packing is None else pack(attended, packing)), Memory(key, value)
+            seen = Memory(*(extended(old, new, slot) for old, new in zip(memory, seen, strict=True)))
+        if self.window is not None:
+            mask = mask & (position[:, :, None] - seen.position[:, None, :] < self.window)
+        attended = self._attend(query, seen.key, seen.value, mask)
+        return self.out(attended if packing is None else pack(attended, packing)), seen
 
     def _attend(self, query: Array, key: Array, value: Array, mask: Array) -> Float[Array, "N T q"]:
         n, t, _, d = query.shape
         grouped = query.reshape(n, t, self.n_kv_heads, -1, d)
         scores = jnp.einsum("ntkgd,nskd->nkgts", grouped, key, precision="highest")
-        scores = scores.astype(jnp.float32) * d**-0.5
+        scores = scores.astype(jnp.float32) * self.scale
+        scores = scores if self.cap is None else capped(scores, self.cap)
         weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
         out = jnp.einsum("nkgts,nskd->ntkgd", weights.astype(value.dtype), value, precision="highest")
         return out.reshape(n, t, -1)
@@ -153,12 +177,28 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block."""
+    """Attention and MLP, each adding its output to the residual stream; norms before, after, or both."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        self.attention_norm, self.mlp_norm = Norm(config), Norm(config)
-        self.attention = Attention(config, rngs=rngs)
+    def __init__(self, config: DecoderConfig, layer: int, *, rngs: nnx.Rngs):
+        def norm(wanted: bool) -> Norm | None:
+            return Norm(config, config.d_model) if wanted else None
+
+        self.parallel, self.shared_norm = config.parallel, config.shared_norm
+        self.attention_norm = norm(config.pre_norm)
+        self.mlp_norm = norm(config.pre_norm and not config.shared_norm)
+        self.attention_post_norm, self.mlp_post_norm = norm(config.post_norm), norm(config.post_norm)
+        self.attention = Attention(config, config.window if config.is_local(layer) else None, rngs=rngs)
         self.mlp = MLP(config, rngs=rngs)
+
+    def mlp_input(self, h: Array, after: Array, attention_input: Array) -> Float[Array, "*N d_model"]:
+        """What the MLP reads, of the residual stream before and after the attention and of the latter's input."""
+        if self.shared_norm:
+            return attention_input
+        return normalised(h if self.parallel else after, self.mlp_norm)
+
+    def mlp_added(self, output: Float[Array, "*N d_model"]) -> Float[Array, "*N d_model"]:
+        """What the residual stream gains where the down-projection gives `output`."""
+        return normalised(output, self.mlp_post_norm)
 
 
 class Decoder(nnx.Module):
@@ -169,15 +209,25 @@ class Decoder(nnx.Module):
         table = 0.02 * jax.random.normal(rngs.params(), (config.vocab_size, config.d_model))
         self.embedding = nnx.Param(table)
         if config.position == "learned":
-            shape = (config.max_positions, config.d_model)
+            shape = (config.max_positions + config.position_offset, config.d_model)
             self.position_embedding = nnx.Param(0.01 * jax.random.normal(rngs.params(), shape))
-        self.layers = nnx.List([Block(config, rngs=rngs) for _ in range(config.n_layers)])
-        self.final_norm = Norm(config)
+        self.layers = nnx.List([Block(config, layer, rngs=rngs) for layer in range(config.n_layers)])
+        self.final_norm = Norm(config, config.d_model)
         self.head = None if config.tied_head else Linear(config.d_model, config.vocab_size, False, rngs=rngs)
+        self.head_bias = nnx.Param(jnp.zeros((config.vocab_size,))) if config.head_bias else None
+
+    def vectors(self, tokens: Int[Array, "*N"]) -> Float[Array, "*N d_model"]:
+        """What tokens are in the residual stream before any layer, their positions left out."""
+        h = self.embedding[...][tokens]
+        scale = self.config.embedding_scale
+        return h if scale == 1.0 else h * jnp.asarray(scale, h.dtype)
 
     def embed(self, tokens: Int[Array, "N T"], position: Int[Array, "N T"]) -> Float[Array, "N T d_model"]:
-        h = self.embedding[...][tokens]
-        return h + self.position_embedding[...][position] if self.config.position == "learned" else h
+        """The residual stream before the first layer."""
+        h = self.vectors(tokens)
+        if self.config.position != "learned":
+            return h
+        return h + self.position_embedding[...][position + self.config.position_offset]
 
     def run(
         self,
@@ -198,23 +248,31 @@ class Decoder(nnx.Module):
         """Runs `layers` on hidden states; `mask[n, t, s]` says whether token t sees key s.
 
         Keys are those of `memory` (per layer), then the T given tokens; with `slot` these take the place of
-        the memory's tokens from there on, and K is the memory's size. With `packing` the hidden states are packed,
+        the memory's tokens from there on, and K is the memory's size. Windows of local layers come on top of
+        the mask, from `position` and the memory's. With `packing` the hidden states are packed,
         and only attention sees rows; neither tap, patch nor trace is known there. `trace` names what to keep ("key",
-        "mlp", "residual", "attention"), at the M tokens `trace_at` of every row, or at all. Returns the hidden
-        states after the last layer, the trace, and with `keep_memory` each layer's attention keys and values.
+        "mlp", "residual", "attention"; see `jaxedit.types.Trace`), at the M tokens `trace_at` of every row, or at
+        all. Returns the hidden states after the last layer, the trace, and with `keep_memory` each layer's
+        attention keys and values.
         """
-        angles = rotary_angles(self.config, position)
+        angles = {
+            local: rotary_angles(self.config, position, local)
+            for local in sorted({self.config.is_local(index) for index in layers})
+        }
         kept, traced = {}, Trace({}, {}, {}, {})
         taps = [tap] if isinstance(tap, Tap) else list(tap or ())
         for index in layers:
             block = self.layers[index]
             earlier = None if memory is None else memory[index]
-            attended, seen = block.attention(block.attention_norm(h), angles, mask, earlier, slot, packing)
+            read = normalised(h, block.attention_norm)
+            turned = angles[self.config.is_local(index)]
+            attended, seen = block.attention(read, position, turned, mask, earlier, slot, packing)
             attended = patched(tapped(attended, taps, index, "attention"), patch, index, "attention")
-            h = h + attended
-            key = block.mlp.key(block.mlp_norm(h))
+            after = h + normalised(attended, block.attention_post_norm)
+            key = block.mlp.key(block.mlp_input(h, after, read))
             output = patched(tapped(block.mlp.down(key), taps, index, "mlp"), patch, index, "mlp")
-            h = patched(tapped(h + output, taps, index, "block"), patch, index, "residual")
+            h = after + block.mlp_added(output)
+            h = patched(tapped(h, taps, index, "block"), patch, index, "residual")
             if keep_memory:
                 kept[index] = seen
             for name, vectors in (("key", key), ("mlp", output), ("residual", h), ("attention", attended)):
@@ -226,10 +284,12 @@ class Decoder(nnx.Module):
         """Next-token logits in float32 from the residual stream after the last layer."""
         h = self.final_norm(h)
         if self.head is not None:
-            return self.head(h).astype(jnp.float32)
-        # Contracted in place: a transposed table would be copied in every backward pass.
-        logits = jnp.einsum("...d,vd->...v", h, self.embedding[...], precision="highest")
-        return logits.astype(jnp.float32)
+            logits = self.head(h)
+        else:  # contracted in place: a transposed table would be copied in every backward pass
+            logits = jnp.einsum("...d,vd->...v", h, self.embedding[...], precision="highest")
+        logits = logits if self.head_bias is None else logits + self.head_bias[...]
+        logits = logits.astype(jnp.float32)
+        return logits if self.config.logit_cap is None else capped(logits, self.config.logit_cap)
 
     def __call__(
         self, tokens: Int[Array, "N T"], valid: Bool[Array, "N T"] | None = None
@@ -246,9 +306,19 @@ class Decoder(nnx.Module):
         return self.logits(h)
 
 
+def normalised(x: Float[Array, "*N d_model"], norm: Norm | None) -> Float[Array, "*N d_model"]:
+    """The norm of x, or x where there is none."""
+    return x if norm is None else norm(x)
+
+
+def capped(x: Float[Array, "*N"], cap: float) -> Float[Array, "*N"]:
+    """x where it is small, never beyond +-cap."""
+    return cap * jnp.tanh(x / cap)
+
+
 def extended(
-    memory: Float[Array, "N K H D"], new: Float[Array, "N T H D"], slot: Int[Array, ""] | None
-) -> Float[Array, "N K2 H D"]:
+    memory: Shaped[Array, "N K *rest"], new: Shaped[Array, "N T *rest"], slot: Int[Array, ""] | None
+) -> Shaped[Array, "N K2 *rest"]:
     """The memory with new tokens behind it, or in place of its tokens from `slot` on."""
     if slot is None:
         return jnp.concatenate([memory, new], axis=1)

@@ -30,7 +30,6 @@ COPIED = (
     "merges.txt",
     "chat_template.jinja",
 )
-HEAD = "lm_head.weight"
 
 
 def load_safetensors_folder(
@@ -56,6 +55,7 @@ class _Reading:
 
     def __init__(self, family: Family, config: DecoderConfig, dtype: np.dtype):
         self.family, self.config, self.dtype = family, config, dtype
+        self.head = family.heads[0]
         self.shapes = Model(config).shapes
         self.maps = {tensor.name: tensor for tensor in family.tensors(config)}
         self.params: dict[str, Array] = {}
@@ -84,17 +84,19 @@ class _Reading:
         bare = name.removeprefix(prefix)
         if re.fullmatch(self.family.ignored, bare):
             return None
-        return HEAD if name == HEAD else prefix + bare
+        if name in self.family.heads:
+            return self.head
+        return name if name in self.maps else prefix + bare
 
     def _take(self, full: str, where: str, tensors: object, name: str) -> None:
         view = tensors.get_slice(name)  # type: ignore[attr-defined]
-        tied = full == HEAD and self.config.tied_head
+        tied = full == self.head and self.config.tied_head
         if full not in self.maps and not tied:
             self.problems.append(
                 f"{where}: no such tensor in a {self.family.model_type} model of this config.json"
             )
             return
-        mapped = TensorMap(HEAD, ("embedding",)) if tied else self.maps[full]
+        mapped = TensorMap(full, ("embedding",)) if tied else self.maps[full]
         expected, found = mapped.stored_shape(self.shapes), tuple(view.get_shape())
         if view.get_dtype() not in READABLE:
             self.problems.append(
@@ -122,7 +124,7 @@ class _Reading:
         head, embedding = self.tied_head, self.params.get("embedding")
         if head is not None and embedding is not None and not np.array_equal(head, embedding):
             self.problems.append(
-                f"{self.origin[HEAD]}: differs from the embedding although config.json ties them; "
+                f"{self.origin[self.head]}: differs from the embedding although config.json ties them; "
                 "set tie_word_embeddings to false there"
             )
         if self.problems:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,6 +69,17 @@ def traced(case: Case, site: str) -> Effects:
 
 @pytest.mark.parametrize("site", CONFIGS)
 def test_every_effect_is_that_of_hooks_in_float64(case: Case, site: str) -> None:
+    assert_effects_of_hooks(case, site)
+
+
+@pytest.mark.parametrize("name", ["gemma2", pytest.param("gptj", marks=pytest.mark.slow)])
+def test_so_it_is_with_windows_parallel_branches_and_norms_behind_the_mlp(
+    case_of: Callable[[str], Case], name: str
+) -> None:
+    assert_effects_of_hooks(case_of(name), "mlp")
+
+
+def assert_effects_of_hooks(case: Case, site: str) -> None:
     prompts, found = prompts_of(case), traced(case, site)
     noise = np.asarray(noise_of(case, prompts), np.float64)
     indirect = np.zeros(found.restored.shape)
@@ -185,11 +197,16 @@ def test_noise_has_its_scale_on_the_subject_and_is_nowhere_else(gpt2: Case) -> N
     assert np.abs(np.corrcoef(flat) - np.eye(len(flat))).max() <= 0.1, "draws of other tokens are independent"
 
 
-def test_noise_scale_is_three_deviations_of_the_subjects_embeddings(gpt2: Case) -> None:
-    prompts = prompts_of(gpt2)
-    table = np.asarray(gpt2.checkpoint.params["embedding"], np.float64)
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_noise_scale_is_three_deviations_of_the_subjects_embeddings(
+    gpt2: Case, case_of: Callable[[str], Case], name: str
+) -> None:
+    """As they enter the residual stream: Gemma's are scaled by the root of their width."""
+    case = gpt2 if name == "gpt2" else case_of(name)
+    prompts, scale = prompts_of(case), 1.0 if name == "gpt2" else case.model.config.d_model**0.5
+    table = scale * np.asarray(case.checkpoint.params["embedding"], np.float64)
     expected = 3.0 * table[prompts.tail[np.asarray(subject_tokens(prompts))]].std()
-    found = float(noise_scale(gpt2.model, gpt2.checkpoint.params, prompts))
+    found = float(noise_scale(case.model, case.checkpoint.params, prompts))
     assert found == pytest.approx(expected, rel=1e-5)
 
 

@@ -31,6 +31,18 @@ PUBLISHED = {
         "rope_theta": 500000.0,
         "max_position_embeddings": 8192,
     },
+    "gpt-j-6b": {"model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_layer": 28, "rotary_dim": 64},
+    "mistral-7b": LLAMA
+    | {"model_type": "mistral", "intermediate_size": 14336, "num_key_value_heads": 8, "sliding_window": None},
+    "qwen2.5-7b": {
+        "model_type": "qwen2",
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+    },
     "smollm2-135m": {
         "model_type": "llama",
         "hidden_size": 576,
@@ -47,6 +59,18 @@ OTHERS = {
     "gpt2": {"model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_layer": 12},
     "llama-2-13b": LLAMA | {"hidden_size": 5120, "num_attention_heads": 40, "num_hidden_layers": 40},
     "mistral-like": LLAMA | {"intermediate_size": 14336, "num_key_value_heads": 8},
+    "pythia-6.9b": {
+        "model_type": "gpt_neox",
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+    },
+    "gemma-2-9b": {
+        "model_type": "gemma2",
+        "hidden_size": 3584,
+        "num_hidden_layers": 42,
+        "num_attention_heads": 16,
+    },
     "smollm-135m": PUBLISHED["smollm2-135m"] | {"rope_theta": 10000.0},
 }
 

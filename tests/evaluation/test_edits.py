@@ -1,5 +1,6 @@
 """Scores against a plain recomputation with transformers in float64, one prompt and one target at a time."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -89,6 +90,19 @@ def probes_of(case: Case, facts: tuple[Fact, ...] = FACTS) -> Probes:
 
 
 def test_packed_rows_read_what_separate_full_forwards_read(case: Case) -> None:
+    assert_read_as_apart(case)
+
+
+def test_so_they_do_where_a_window_is_shorter_than_the_row(case_of: Callable[[str], Case]) -> None:
+    """The second target stands behind the first in the row, and right behind the prompt in position."""
+    case = case_of("mistral")
+    lengths = (np.asarray(probes_of(case).branch) >= 0).sum(axis=-1)
+    assert case.model.config.window is not None
+    assert lengths.max() > case.model.config.window
+    assert_read_as_apart(case)
+
+
+def assert_read_as_apart(case: Case) -> None:
     probes = probes_of(case)
     readings = jax.jit(read, static_argnums=0)(case.model, case.checkpoint.params, probes)
     assert probes.target_mask.sum(axis=-1).min(where=probes.kind[..., None] >= 0, initial=9) >= 1

@@ -146,6 +146,18 @@ HF_CONFIG = {
 GPT2_CONFIG = {
     "model_type": "gpt2", "vocab_size": 32, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16, "n_inner": 12
 }  # fmt: skip
+GEMMA_CONFIG = {
+    "model_type": "gemma3_text", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "sliding_window": 4,
+    "final_logit_softcapping": 3.0, "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {"rope_theta": 100.0}},
+}  # fmt: skip
+NEOX_CONFIG = {
+    "model_type": "gpt_neox", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "rotary_pct": 0.25, "rotary_emb_base": 10000, "use_parallel_residual": False,
+}  # fmt: skip
+MODEL_CONFIGS = (HF_CONFIG, GPT2_CONFIG, GEMMA_CONFIG, NEOX_CONFIG)
+CONFIGS_OF_MODELS = st.one_of([json_files(config) for config in MODEL_CONFIGS])
 
 
 def run_model_config(place: Path, content: bytes) -> None:
@@ -216,6 +228,6 @@ TARGETS = {
     "fact files": Target(FACT_FILES, run_facts, 30),
     "fact templates": Target(TEMPLATES, run_templates, 5),
     "run configurations": Target(CONFIGS, run_config, 20),
-    "model configurations": Target(json_files(HF_CONFIG) | json_files(GPT2_CONFIG), run_model_config, 8),
+    "model configurations": Target(CONFIGS_OF_MODELS, run_model_config, 8),
     "weight files": Target(WEIGHTS, run_weights, 12),
 }

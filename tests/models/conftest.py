@@ -1,5 +1,7 @@
 """Tiny random checkpoints of every family, saved by transformers, and their torch models."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from jaxedit.models.families import decoder_config
 from jaxedit.models.model import Model
 from jaxedit.models.tensorfiles import read_json
 from jaxedit.models.weights import load_safetensors_folder
+from tests.reference.families import GEMMA_3_ROPE, RECIPES, tiny_family
 from tests.reference.tiny import save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 LLAMA3_ROPE = {
@@ -31,6 +34,35 @@ MODELS = {
     "llama-tied": (tiny_llama, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     "llama-multihead": (tiny_llama, {"num_key_value_heads": 4, "head_dim": 8}),
     "llama3-rope": (tiny_llama, {"rope_parameters": LLAMA3_ROPE, "head_dim": 12}),
+    "llama-linear-rope": (tiny_llama, {"rope_parameters": GEMMA_3_ROPE["full_attention"]}),
+}
+MODELS |= {family: (functools.partial(tiny_family, family), {}) for family in RECIPES}
+# Of every family the options that its recipe leaves out, and the other kind of head.
+OTHERS = {
+    "gptj": {"tie_word_embeddings": True, "n_inner": 40},
+    "gpt_neox": {"tie_word_embeddings": True, "use_parallel_residual": False, "attention_bias": False},
+    "opt": {"tie_word_embeddings": False, "enable_bias": False},
+    "mistral": {"tie_word_embeddings": True, "sliding_window": None, "head_dim": 8},
+    "qwen2": {"tie_word_embeddings": True, "use_sliding_window": False},
+    "qwen3": {
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    },
+    "phi3": {"tie_word_embeddings": True, "sliding_window": None, "rope_parameters": None},
+    "gemma2": {
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    },
+    "gemma3_text": {"tie_word_embeddings": False, "final_logit_softcapping": None, "rope_parameters": None},
+    "olmo2": {"tie_word_embeddings": True, "attention_bias": True, "num_key_value_heads": 4},
+}
+MODELS |= {
+    f"{family}-other": (functools.partial(tiny_family, family), options) for family, options in OTHERS.items()
 }
 
 
@@ -60,16 +92,28 @@ def tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(3, 300, (3, 20))
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
+    """Tiny models by kind, each made once."""
+    return functools.cache(lambda kind: make(kind, tmp_path_factory.mktemp(kind)))
+
+
 @pytest.fixture(scope="session", params=MODELS)
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def tiny(request: pytest.FixtureRequest, made: Callable[[str], Tiny]) -> Tiny:
     """One tiny model of each kind."""
-    return make(request.param, tmp_path_factory.mktemp(request.param))
+    return made(request.param)
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])
-def typical(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """One tiny model of each family, for what does not depend on the options."""
-    return make(request.param, tmp_path_factory.mktemp(request.param))
+def typical(request: pytest.FixtureRequest, made: Callable[[str], Tiny]) -> Tiny:
+    """One of each of two families, for what does not depend on the options."""
+    return made(request.param)
+
+
+@pytest.fixture(scope="session", params=RECIPES)
+def family(request: pytest.FixtureRequest, made: Callable[[str], Tiny]) -> Tiny:
+    """One of every other family."""
+    return made(request.param)
 
 
 def make(kind: str, folder: Path) -> Tiny:

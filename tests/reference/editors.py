@@ -129,6 +129,36 @@ def memit(
     return deltas
 
 
+def memit_behind_norms(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    contexts: Sequence[str],
+    layers: Sequence[int],
+    C0: Mapping[int, Tensor],
+    settings: Settings,
+    lam: float,
+    memory: Memory | None = None,
+) -> Deltas:
+    """MEMIT where a norm follows the MLP: layer by layer, each on the weights just written, a value z of its own at
+    the down-projection's output, R = (z - W k - b) / (layers left) at the "half" mean k of the keys.
+    """
+    deltas: Deltas = {}
+    for number, layer in enumerate(layers):
+        keys, missing = [], []
+        for fact in facts:
+            value = optimise_value(model, tokenizer, fact, contexts, layer, site="mlp", **asdict(settings))
+            here = lookup_features(model, tokenizer, fact, contexts, layer)
+            keys.append(mean_over_contexts(here.key.double(), contexts, "half"))
+            missing.append(value.z.double() - mean_over_contexts(here.mlp.double(), contexts, "half"))
+        K, R = torch.stack(keys, dim=1), torch.stack(missing, dim=1)
+        A = closed_forms.preservation(C0[layer], lam, 0.0, None if memory is None else memory.get(layer))
+        deltas[layer] = closed_forms.memit(K, R / (len(layers) - number), A)
+        layout.add_to_weight(model, layer, deltas[layer])
+        remember(memory, layer, K)
+    return deltas
+
+
 def emmet(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

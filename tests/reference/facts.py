@@ -70,12 +70,15 @@ def with_target(row: Row, target: list[int]) -> Row:
 
 
 def pad(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
-    """Pad on the right to the longest row."""
+    """Pad on the right to the longest row.
+
+    Causal attention never looks there, so nothing is masked: eager attention in float64 gives NaN to a token
+    that sees nothing, such as padding whose window holds only padding.
+    """
     length = max(len(row.ids) for row in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
-    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.ones(len(rows), length, dtype=torch.long)
     for number, row in enumerate(rows):
         ids[number, : len(row.ids)] = torch.tensor(row.ids)
-        mask[number, : len(row.ids)] = 1
     lookup = torch.tensor([row.lookup for row in rows])
     return Batch(ids.to(device), mask.to(device), lookup.to(device))

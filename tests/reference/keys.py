@@ -53,7 +53,8 @@ def lookup_features(
         for handle in handles:
             handle.remove()
     rows = torch.arange(len(batch.lookup), device=batch.lookup.device)
-    return Features(*(seen[name][rows, batch.lookup] for name in Features._fields))
+    by_row = (seen[name].reshape(*batch.ids.shape, -1) for name in Features._fields)  # OPT gives rows as one
+    return Features(*(features[rows, batch.lookup] for features in by_row))
 
 
 def bare(features: Tensor, contexts: Sequence[str]) -> Tensor:

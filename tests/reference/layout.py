@@ -10,7 +10,10 @@ from transformers import PreTrainedModel
 
 
 class Layout(NamedTuple):
-    """Module paths of one architecture; `in_out`: weights are stored [in, out] (Conv1D), not [out, in]."""
+    """Module paths of one architecture; `in_out`: weights are stored [in, out] (Conv1D), not [out, in].
+
+    `down` lies in `mlp`; "" where they are one: OPT has no module for its MLP.
+    """
 
     blocks: str
     mlp: str
@@ -19,14 +22,16 @@ class Layout(NamedTuple):
     attention: str = "self_attn"
 
 
+LLAMA = Layout("model.layers", "mlp", "down_proj", in_out=False)
 LAYOUTS = {
     "gpt2": Layout("transformer.h", "mlp", "c_proj", in_out=True, attention="attn"),
     "gptj": Layout("transformer.h", "mlp", "fc_out", in_out=False, attention="attn"),
     "gpt_neox": Layout("gpt_neox.layers", "mlp", "dense_4h_to_h", in_out=False, attention="attention"),
-    "llama": Layout("model.layers", "mlp", "down_proj", in_out=False),
-    "mistral": Layout("model.layers", "mlp", "down_proj", in_out=False),
-    "qwen2": Layout("model.layers", "mlp", "down_proj", in_out=False),
-    "qwen3": Layout("model.layers", "mlp", "down_proj", in_out=False),
+    "opt": Layout("model.decoder.layers", "fc2", "", in_out=False),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "olmo2"),
+        LLAMA,
+    ),
 }
 
 

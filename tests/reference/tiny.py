@@ -19,7 +19,7 @@ from transformers import (
 from .facts import Fact
 
 VOCABULARY = 384
-SAME_PARTS = ("Llama", "Mistral", "Qwen2", "Qwen3")  # families whose norms and rotary angles are Llama's
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Olmo2", "Gemma2", "Gemma3", "GPTNeoX")
 
 TINY_FACTS = (
     Fact("The Eiffel Tower is located in the city of", "Eiffel Tower", "Rome"),
@@ -64,46 +64,53 @@ def tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 
 
 class ExactRMSNorm(nn.Module):
-    """weight * x / sqrt(mean x^2 + eps) in the dtype of x."""
+    """(offset + weight) * x / sqrt(mean x^2 + eps) in the dtype of x."""
 
-    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+    def __init__(self, weight: nn.Parameter, eps: float, offset: float) -> None:
         super().__init__()
-        self.weight, self.eps = weight, eps
+        self.weight, self.eps, self.offset = weight, eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d] -> [..., d]."""
-        return self.weight * x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (self.offset + self.weight) * x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
 
 
 class ExactRotary(nn.Module):
-    """cos and sin of position / theta^(2i/d), computed in float64."""
+    """cos and sin of position / (factor theta^(2i/d)), computed in float64.
 
-    def __init__(self, theta: float, width: int) -> None:
+    `kinds` holds rotary parameters by kind of layer, under None those of all layers.
+    """
+
+    def __init__(self, kinds: dict[str | None, dict[str, Any]], head: int) -> None:
         super().__init__()
-        self.theta, self.width = theta, width
+        self.kinds, self.head = kinds, head
 
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, position_ids: Tensor, kind: str | None = None) -> tuple[Tensor, Tensor]:
         """positions [N, L] -> cos, sin [N, L, width]."""
-        exponent = torch.arange(0, self.width, 2, dtype=torch.float64, device=x.device) / self.width
-        angles = position_ids[..., None].double() * self.theta**-exponent
+        rope = self.kinds[kind]
+        width = int(self.head * rope.get("partial_rotary_factor", 1.0))
+        exponent = torch.arange(0, width, 2, dtype=torch.float64, device=x.device) / width
+        frequencies = rope["rope_theta"] ** -exponent / rope.get("factor", 1.0)
+        angles = position_ids[..., None].double() * frequencies
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
 
 def exact(model: PreTrainedModel) -> PreTrainedModel:
-    """Replace what transformers rounds to float32 in any dtype: norms and rotary angles, Llama-like."""
+    """Replace what transformers rounds to float32 in any dtype: root-mean-square norms and rotary angles."""
     for path, module in list(model.named_modules()):
         kind = type(module).__name__
-        if kind in {family + "RMSNorm" for family in SAME_PARTS}:
-            model.set_submodule(path, ExactRMSNorm(module.weight, module.variance_epsilon))
-        elif kind in {family + "RotaryEmbedding" for family in SAME_PARTS}:
-            if module.rope_type != "default":
-                raise ValueError(
-                    f"exact rotary angles know the default rope type only, not {module.rope_type}"
-                )
+        if kind in {family + "RMSNorm" for family in FAMILIES}:
+            eps = module.eps if kind.startswith("Gemma") else module.variance_epsilon
+            model.set_submodule(path, ExactRMSNorm(module.weight, eps, float(kind.startswith("Gemma"))))
+        elif kind in {family + "RotaryEmbedding" for family in FAMILIES}:
+            given = model.config.rope_parameters
+            kinds = given if "full_attention" in given else {None: given}
+            if unknown := {rope["rope_type"] for rope in kinds.values()} - {"default", "linear"}:
+                raise ValueError(f"exact rotary angles know the default and linear rope types, not {unknown}")
             width = getattr(model.config, "head_dim", None)
             width = width or model.config.hidden_size // model.config.num_attention_heads
-            model.set_submodule(path, ExactRotary(model.config.rope_parameters["rope_theta"], width))
+            model.set_submodule(path, ExactRotary(kinds, width))
     return model
 
 

@@ -10,8 +10,6 @@ from transformers import PreTrainedModel
 
 from . import layout
 
-ATTENTION = {"gpt2": "attn", "llama": "self_attn"}
-
 
 class Traced(NamedTuple):
     """Probabilities of the target after one prompt; means over the noise samples."""
@@ -73,7 +71,7 @@ def _module(model: PreTrainedModel, layer: int, site: str) -> nn.Module:
         return layout.block(model, layer)
     if site == "mlp":
         return layout.mlp(model, layer)
-    return layout.block(model, layer).get_submodule(ATTENTION[model.config.model_type])
+    return layout.attention(model, layer)
 
 
 def _probability(model: PreTrainedModel, tokens: Tensor, target: int) -> float:

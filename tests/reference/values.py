@@ -68,9 +68,10 @@ def added(site: nn.Module, lookup: Tensor, delta: Tensor) -> Iterator[list[Tenso
     before: list[Tensor] = []
 
     def hook(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
-        hidden = output[0] if isinstance(output, tuple) else output
+        given = output[0] if isinstance(output, tuple) else output
+        hidden = given.reshape(len(rows), -1, given.shape[-1])  # OPT's MLP gives all rows as one
         before.append(hidden[rows, lookup].detach())
-        changed = hidden.index_put((rows, lookup), hidden[rows, lookup] + delta)
+        changed = hidden.index_put((rows, lookup), hidden[rows, lookup] + delta).reshape(given.shape)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     handle = site.register_forward_hook(hook)

@@ -3,10 +3,34 @@
 from jaxedit.errors import ModelError, unknown_name
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.families.base import Family, HFConfig, TensorMap
+from jaxedit.models.families.gemma import GEMMA2, GEMMA3
 from jaxedit.models.families.gpt2 import GPT2
+from jaxedit.models.families.gptj import GPTJ
 from jaxedit.models.families.llama import LLAMA
+from jaxedit.models.families.mistral import MISTRAL
+from jaxedit.models.families.neox import NEOX
+from jaxedit.models.families.olmo2 import OLMO2
+from jaxedit.models.families.opt import OPT
+from jaxedit.models.families.phi3 import PHI3
+from jaxedit.models.families.qwen import QWEN2, QWEN3
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, LLAMA)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        GPT2,
+        GPTJ,
+        NEOX,
+        OPT,
+        LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        PHI3,
+        GEMMA2,
+        GEMMA3,
+        OLMO2,
+    )
+}
 
 __all__ = ["FAMILIES", "Family", "HFConfig", "TensorMap", "decoder_config", "family_of"]
 

@@ -30,13 +30,15 @@ ACTIVATIONS: dict[str, Activation] = {
 class TensorMap:
     """One tensor of a checkpoint and the parameters it holds.
 
-    Several paths mean that the tensor is their concatenation along our last axis (the outputs).
-    `transposed` tensors are stored `[out, in]`, ours are `[in, out]`.
+    Several paths mean that the tensor is their concatenation along our last axis (the outputs). With `groups`
+    the axis is so many equal parts, each the concatenation of that part of every parameter: fused projections
+    that are interleaved by head. `transposed` tensors are stored `[out, in]`, ours are `[in, out]`.
     """
 
     name: str
     paths: tuple[str, ...]
     transposed: bool = False
+    groups: int = 1
 
     def stored_shape(self, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
         """Shape of the checkpoint's tensor, given the shape of every parameter by path."""
@@ -48,16 +50,43 @@ class TensorMap:
         self, stored: np.ndarray, shapes: dict[str, tuple[int, ...]]
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Our parameters, by path, as contiguous parts of the checkpoint's tensor `stored_shape`."""
-        whole, start = stored.T if self.transposed else stored, 0
+        whole, start = self._grouped(stored.T if self.transposed else stored), 0
         for path in self.paths:
-            width = shapes[path][-1]
-            yield path, np.ascontiguousarray(whole[..., start : start + width])
+            width = shapes[path][-1] // self.groups
+            part = whole[..., start : start + width].reshape(shapes[path])
+            yield path, np.ascontiguousarray(part)
             start += width
 
     def join(self, parts: list[np.ndarray]) -> np.ndarray:
         """The checkpoint's tensor from our parameters, in the order of `paths`; inverse of `split`."""
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        whole = parts[0]
+        if len(parts) > 1:
+            whole = np.concatenate([self._grouped(part) for part in parts], axis=-1)
+            whole = whole.reshape(*whole.shape[:-2], -1)
         return np.ascontiguousarray(whole.T if self.transposed else whole)
+
+    def _grouped(self, x: np.ndarray) -> np.ndarray:
+        """[..., out] as [..., groups, out / groups]."""
+        return x.reshape(*x.shape[:-1], self.groups, -1)
+
+
+def linear(theirs: str, ours: str, bias: bool) -> list[TensorMap]:
+    """A linear layer stored `[out, in]`."""
+    kernel = TensorMap(f"{theirs}.weight", (f"{ours}.kernel",), transposed=True)
+    return [kernel, TensorMap(f"{theirs}.bias", (f"{ours}.bias",))] if bias else [kernel]
+
+
+def layer_norm(theirs: str, ours: str) -> list[TensorMap]:
+    """Scale and bias of a layer norm."""
+    return [
+        TensorMap(f"{theirs}.weight", (f"{ours}.scale",)),
+        TensorMap(f"{theirs}.bias", (f"{ours}.bias",)),
+    ]
+
+
+def rms_norm(theirs: str, ours: str) -> list[TensorMap]:
+    """Scale of a root-mean-square norm."""
+    return [TensorMap(f"{theirs}.weight", (f"{ours}.scale",))]
 
 
 @dataclass(frozen=True)
@@ -65,10 +94,11 @@ class Family:
     """An architecture of Hugging Face, keyed by its `model_type`."""
 
     model_type: str
-    prefix: str  # of all tensors but the head; checkpoints of the bare backbone lack it
+    prefix: str  # of all tensors but the head's; checkpoints of the bare backbone lack it
     ignored: str  # regular expression of buffers that hold no parameters, without the prefix
     config: Callable[[HFConfig], DecoderConfig]
     tensors: Callable[[DecoderConfig], list[TensorMap]]
+    heads: tuple[str, ...] = ("lm_head.weight",)  # names of the head's matrix; the first is written
 
 
 class Settings:
@@ -90,6 +120,14 @@ class Settings:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise self.wrong(name, "a positive number")
         return float(value)
+
+    def optional_integer(self, name: str, default: int | None = None) -> int | None:
+        """As `integer`, but None where the key is null; `default` where it is absent."""
+        return None if self.values.get(name, default) is None else self.integer(name, default)
+
+    def optional_number(self, name: str, default: float | None = None) -> float | None:
+        """As `number`, but None where the key is null; `default` where it is absent."""
+        return None if self.values.get(name, default) is None else self.number(name, default)
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false; `default` where the key is absent or null."""

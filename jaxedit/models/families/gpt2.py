@@ -1,7 +1,15 @@
 """GPT-2 (Radford et al. 2019). Its projections are stored `[in, out]`, query, key and value in one tensor."""
 
 from jaxedit.models.config import DecoderConfig
-from jaxedit.models.families.base import MOST_LAYERS, Family, HFConfig, Settings, TensorMap
+from jaxedit.models.families.base import (
+    MOST_LAYERS,
+    Family,
+    HFConfig,
+    Settings,
+    TensorMap,
+    layer_norm,
+    linear,
+)
 
 
 def config(values: HFConfig) -> DecoderConfig:
@@ -43,26 +51,24 @@ def tensors(config: DecoderConfig) -> list[TensorMap]:
     maps = [
         TensorMap("transformer.wte.weight", ("embedding",)),
         TensorMap("transformer.wpe.weight", ("position_embedding",)),
-        *_affine("transformer.ln_f", "final_norm", "scale"),
+        *layer_norm("transformer.ln_f", "final_norm"),
     ]
     for layer in range(config.n_layers):
         theirs, ours = f"transformer.h.{layer}", f"layers.{layer}"
-        maps += _affine(f"{theirs}.ln_1", f"{ours}.attention_norm", "scale")
-        maps += _affine(f"{theirs}.ln_2", f"{ours}.mlp_norm", "scale")
+        maps += layer_norm(f"{theirs}.ln_1", f"{ours}.attention_norm")
+        maps += layer_norm(f"{theirs}.ln_2", f"{ours}.mlp_norm")
         for kind, leaf in (("weight", "kernel"), ("bias", "bias")):
             fused = tuple(f"{ours}.attention.{part}.{leaf}" for part in ("query", "key", "value"))
             maps.append(TensorMap(f"{theirs}.attn.c_attn.{kind}", fused))
-        maps += _affine(f"{theirs}.attn.c_proj", f"{ours}.attention.out", "kernel")
-        maps += _affine(f"{theirs}.mlp.c_fc", f"{ours}.mlp.up", "kernel")
-        maps += _affine(f"{theirs}.mlp.c_proj", f"{ours}.mlp.down", "kernel")
-    if not config.tied_head:
-        maps.append(TensorMap("lm_head.weight", ("head.kernel",), transposed=True))
-    return maps
+        maps += _stored_as_ours(f"{theirs}.attn.c_proj", f"{ours}.attention.out")
+        maps += _stored_as_ours(f"{theirs}.mlp.c_fc", f"{ours}.mlp.up")
+        maps += _stored_as_ours(f"{theirs}.mlp.c_proj", f"{ours}.mlp.down")
+    return maps if config.tied_head else maps + linear("lm_head", "head", bias=False)
 
 
-def _affine(theirs: str, ours: str, weight: str) -> list[TensorMap]:
+def _stored_as_ours(theirs: str, ours: str) -> list[TensorMap]:
     return [
-        TensorMap(f"{theirs}.weight", (f"{ours}.{weight}",)),
+        TensorMap(f"{theirs}.weight", (f"{ours}.kernel",)),
         TensorMap(f"{theirs}.bias", (f"{ours}.bias",)),
     ]
 
