@@ -212,6 +212,7 @@ def test_a_path_leaves_out_what_was_refused_and_stops_where_it_is_told(tmp_path:
     assert len(path_of_run(made.trajectory(), 5)[path].norm) == 5
 
 
+@pytest.mark.slow
 def test_growth_laws_of_a_run(tmp_path: Path) -> None:
     """Random updates of equal size: both norms grow like a root."""
     run = write_run(tmp_path / "run", updates=60, chunk=20, shapes={PATH: (60, 40)}, rank=40)
