@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxedit.diagnostics.lowrank import update_norm
 from jaxedit.diagnostics.numbers import gaussian, in_float64, ratio
 from jaxedit.diagnostics.spectra import singular_values, triplets_of_factors
+from jaxedit.diagnostics.stacked import batched
 from jaxedit.errors import ConfigError
 from jaxedit.types import Delta, LowRank
 
@@ -45,7 +46,7 @@ def split_half(
         a, b = order[:half], order[half : 2 * half]
         return SplitHalf(measure(before[a], before[b]), measure(before[a], after[b]))
 
-    return jax.vmap(one)(jax.random.split(key, repeats))
+    return batched(one, jax.random.split(key, repeats))
 
 
 @in_float64
@@ -73,7 +74,7 @@ def random_updates(key: Array, deltas: Delta, match: Match = "norm") -> Delta:
     """`random_update` of each of E stacked updates, independent of each other."""
     count = jax.tree.leaves(deltas)[0].shape[0]
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
-    return jax.vmap(lambda key, delta: random_update(key, delta, match))(keys, deltas)
+    return batched(lambda given: random_update(*given, match), (keys, deltas))
 
 
 @in_float64

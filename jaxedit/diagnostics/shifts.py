@@ -12,6 +12,7 @@ from jaxedit.diagnostics.controls import beyond_floor, split_half
 from jaxedit.diagnostics.maps import plane_map
 from jaxedit.diagnostics.numbers import in_float64
 from jaxedit.diagnostics.similarity import frechet, linear_cka, mean_shift, procrustes
+from jaxedit.diagnostics.stacked import batched
 from jaxedit.diagnostics.subspaces import anisotropy, effective_rank, subspace_shift
 from jaxedit.errors import ConfigError, unknown_name
 
@@ -44,8 +45,8 @@ def activation_measures(
 ) -> dict[str, Named]:
     """`vector_measures` of every vector that was collected: arrays [L, positions], by vector and measure.
 
-    All layers, positions and vectors of one width are vmapped together, or `together` of them at a time where
-    memory is short. Modules' shares of the residual stream come beside, where both modules were collected.
+    All layers, positions and vectors of one width are `batched`, `together` of them at a time where memory is
+    short. Modules' shares of the residual stream come beside, where both modules were collected.
     """
 
     def one(pair: tuple[Vectors, Vectors]) -> Named:
@@ -60,9 +61,7 @@ def activation_measures(
         )
         pairs = old, new
         with jax.enable_x64(True):
-            results = (
-                jax.vmap(one)(pairs) if together is None else jax.lax.map(one, pairs, batch_size=together)
-            )
+            results = batched(one, pairs, together)
             start = 0
             for name, shape in zip(names, shapes, strict=True):
                 rows = slice(start, start := start + shape[0] * shape[1])

@@ -1,4 +1,4 @@
-"""One measure over many matrices: those of equal shape together, whichever layers they come from."""
+"""One measure over many arrays of equal shape at once."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,10 +8,21 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 
+def batched(one: Callable[[Any], Any], given: PyTree, together: int | None = None) -> Any:
+    """`one` of every row of `given`: vmapped, or `together` rows at a time where memory is short.
+
+    On CPU one row after the other: LAPACK gains nothing from batches, and two independent QR decompositions
+    of batches in one program can wait for ever (XLA's thread pool, jaxlib 0.10.2).
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(one, given)
+    return jax.vmap(one)(given) if together is None else jax.lax.map(one, given, batch_size=together)
+
+
 def over_matrices(
     measure: Callable[..., Any], *given: Mapping[str, PyTree], together: int | None = None
 ) -> dict[str, Any]:
-    """`measure(*[x[path] for x in given])` for every path of the first, vmapped over equal shapes.
+    """`measure(*[x[path] for x in given])` for every path of the first, `batched` over equal shapes.
 
     Matrices of one shape are stacked, which copies them once. `together` takes so many of them at a time, where
     memory is short for float64 copies of all.
@@ -30,8 +41,6 @@ def over_matrices(
             stacks = [
                 jax.tree.map(lambda *x: jnp.stack(x), *(tree[path] for path in paths)) for tree in given
             ]
-            results = (
-                jax.vmap(one)(stacks) if together is None else jax.lax.map(one, stacks, batch_size=together)
-            )
+            results = batched(one, stacks, together)
             found |= {path: jax.tree.map(lambda leaf: leaf[i], results) for i, path in enumerate(paths)}  # noqa: B023
     return {path: found[path] for path in given[0]}
