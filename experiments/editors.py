@@ -1,4 +1,4 @@
-"""Every editor on the same facts: scores right after each edit and at the end, growth of norms, seconds an edit.
+"""Every editor on the same facts: scores right after each edit and at the end, growth of norms, processor time.
 
     python experiments/editors.py [--count 100] [--editors memit ft ...] [--batches 1 10] [--jobs 1]
 
@@ -48,7 +48,7 @@ class Comparison:
     model: str = "smollm2-135m"
     seed: int = 0
     jobs: int = 1
-    """Runs at the same time, each a process of its own; seconds are then those of a shared machine."""
+    """Runs at the same time, each a process of its own."""
 
 
 def main(options: Comparison) -> None:
@@ -115,7 +115,7 @@ def measured(record: RunRecord) -> list[str]:
 
 
 def timed(options: Comparison, name: str, size: int, text: Path, out: Path) -> float:
-    """Makes the run; returns seconds a fact, scoring included, of the median chunk but the first of a shape."""
+    """Makes the run; processor seconds a fact, scoring included, of the median chunk but the first of a shape."""
     reads = METHODS[name].request == "text"
     config = RunConfig(
         out=str(out),
@@ -133,7 +133,7 @@ def timed(options: Comparison, name: str, size: int, text: Path, out: Path) -> f
 
     def report(stage: str, done: int, total: int) -> None:
         if stage == "editing":
-            marks.append((done, time.perf_counter()))
+            marks.append((done, time.process_time()))
 
     resume(out, report) if out.exists() else run(config, report)
     spans = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(marks)]
@@ -169,7 +169,7 @@ def markdown(rows: list[Row], size: int) -> str:
     lines = [
         f"## {title}",
         "",
-        "| editor | ES | PS | NS | S | ES, end | PS | NS | S | norm | s/edit |",
+        "| editor | ES | PS | NS | S | ES, end | PS | NS | S | norm | CPU s/edit |",
         "|---|" + "---|" * 10,
     ]
     for row in chosen:
