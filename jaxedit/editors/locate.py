@@ -1,5 +1,6 @@
 """Locate-and-edit as one editor: optimise values, then write them at their keys, layer by layer."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxedit.editors.config import LocateConfig
 from jaxedit.editors.nas import anchored
-from jaxedit.editors.reading import first_reading, keys_after, mean_keys, next_reading, value_now
+from jaxedit.editors.reading import Reading, first_reading, keys_after, mean_keys, next_reading, value_now
 from jaxedit.editors.solver import Batch, Solver, ridge
 from jaxedit.errors import StatisticsError
 from jaxedit.linalg import added, frobenius, safe_norm
@@ -92,6 +93,15 @@ class Written(NamedTuple):
     carry: Any  # of `rewrite`
 
 
+class Found(NamedTuple):
+    """What is known of B facts before any matrix is written; all leaves lead with the facts or their rows."""
+
+    values: Values  # `losses` turned: [B, steps]
+    readings: dict[int, Reading]  # by layer
+    mlp: Float[Array, "B d_model"]  # the last layer's output for the bare prompt
+    lead: Lead
+
+
 def write_span(
     model: Model,
     config: LocateConfig,
@@ -114,12 +124,26 @@ def write_span(
     if solver.original is not None:
         unedited = {path: solver.original(state[path]) for path in paths.values()}
         source = Params(params.edited | unedited, params.frozen)
-    rows = rows_of(requests)
-    split = split_pass(model.bind(source), rows, layers[0], layers[-1])
-    values = optimise(model.bind(source), requests, rows, split, layers[-1], config.values)
+    read_at = layers if solver.original is not None else layers[:1]
+
+    def find(source: Params, requests: Requests) -> Found:
+        rows, decoder = rows_of(requests), model.bind(source)
+        split = split_pass(decoder, rows, layers[0], layers[-1])
+        values = optimise(decoder, requests, rows, split, layers[-1], config.values)
+        readings = {layer: first_reading(split.trace, requests, config, layers, layer) for layer in read_at}
+        mlp = value_now(split.trace.mlp[layers[-1]], requests, "bare")
+        return Found(values._replace(losses=values.losses.T), readings, mlp, lead_of(rows, split))
+
+    def move_on(params: Params, facts: tuple[Lead, Requests], done: int) -> tuple[Lead, Reading]:
+        lead, requests = facts
+        return next_reading(model.bind(params), lead, requests, config, layers, done)
+
+    found = model.devices.run(find, source, requests)
+    lead = found.lead
+    values, readings, mlp = model.devices.gather(found[:3])
+    values = values._replace(losses=values.losses.T)
     target, changed = values.target, {}
     if config.anchor is not None:
-        mlp = value_now(split.trace.mlp[layers[-1]], requests, "bare")
         target, anchor = anchored(values, mlp, state[ANCHOR], requests.weight)
         changed = {ANCHOR: anchor}
 
@@ -127,14 +151,13 @@ def write_span(
     deltas: dict[str, Delta] = {}
     metrics: dict[str, Array] = {}
     keys: dict[int, Array] = {}
-    lead = first_lead = lead_of(rows, split)
-    reading = first_reading(split.trace, requests, config, layers, layers[0])
     for done, (layer, path) in enumerate(paths.items()):
-        if done and solver.original is not None:
-            reading = first_reading(split.trace, requests, config, layers, layer)
-        elif done:
-            decoder = model.bind(Params(edited, params.frozen))
-            lead, reading = next_reading(decoder, lead, requests, config, layers, done)
+        if layer in readings:
+            reading = readings[layer]
+        else:
+            work = functools.partial(move_on, done=done)
+            lead, reading = model.devices.run(work, Params(edited, params.frozen), (lead, requests))
+            reading = model.devices.gather(reading)
         left = len(sharing) if solver.original is not None else len(sharing) - sharing.index(layer)
         residual = spread(target - reading.now, left, layer == sharing[-1], config.spread)
         query = reading.keys.bare if config.query == "bare" else reading.keys.mean
@@ -145,7 +168,7 @@ def write_span(
         keys[layer] = reading.keys.mean
         metrics[f"key_norm/{layer}"] = safe_norm(reading.keys.mean)
         metrics[f"residual_norm/{layer}"] = safe_norm(residual)
-    return Written(Params(edited, params.frozen), changed, deltas, keys, values, metrics, first_lead, carry)
+    return Written(Params(edited, params.frozen), changed, deltas, keys, values, metrics, found.lead, carry)
 
 
 def spread(missing: Float[Array, "B d_v"], left: int, last: bool, how: str) -> Float[Array, "B d_v"]:

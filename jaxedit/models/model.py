@@ -14,6 +14,7 @@ from jaxtyping import Array
 from jaxedit.errors import ConfigError, unknown_name
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.decoder import Decoder
+from jaxedit.parallel import ONE_DEVICE, Devices
 from jaxedit.types import LowRank, Params
 
 
@@ -22,6 +23,8 @@ class Model:
     """A decoder without its numbers: the configuration and the Flax graph built from it."""
 
     config: DecoderConfig
+    devices: Devices = ONE_DEVICE
+    """Over which devices editors spread their work on facts."""
 
     @cached_property
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:

@@ -8,6 +8,7 @@ from jaxedit.editors import Settings, method
 from jaxedit.editors.transforms import read_transform
 from jaxedit.errors import ConfigError
 from jaxedit.moments import MomentSource
+from jaxedit.parallel import Way, devices_for
 from jaxedit.trajectory.guard import Policy
 
 
@@ -33,6 +34,16 @@ class TextStream:
     """Tokens a row."""
     skip: int = 0
     """Batches to leave out at its start."""
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """Which devices edit, and how work is spread over them."""
+
+    way: Way = "one"
+    """one: the first device; pmap: facts over the local devices; mesh: facts over all devices of all processes."""
+    tensor: int = 1
+    """With "mesh": devices that share the matrices of one copy of the model."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,8 @@ class RunConfig:
     """Where the second moments of keys come from."""
     limits: Limits = Limits()
     """Updates that are refused."""
+    devices: DeviceConfig = DeviceConfig()
+    """Several devices: a batch's facts are divided among them."""
     score: bool = True
     """Score every edit right after its update."""
     seed: int = 0
@@ -88,6 +101,7 @@ def check(config: RunConfig) -> None:
     for name, least in (("count", 1), ("chunk", 1), ("batch_size", 0)):
         if getattr(config, name) < least:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least {least}")
+    devices_for(config.devices.way, config.devices.tensor)
     for text in config.transforms:
         read_transform(text)
     if not -(2**63) <= config.seed < 2**63:

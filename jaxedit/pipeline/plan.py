@@ -62,7 +62,8 @@ class FactPlan:
         size = config.batch_size or len(prepared.facts)
         self.batches = [prepared.facts[i : i + size] for i in range(0, len(prepared.facts), size)]
         self._first_case = np.cumsum([0, *map(len, self.batches)])
-        self._size = min(size, len(prepared.facts))
+        parts = prepared.devices.parts
+        self._size = -(-min(size, len(prepared.facts)) // parts) * parts  # padded to equal parts
         self.length = min(config.chunk, len(self.batches))
         self._needed = [self._shape(batch) for batch in self.batches]
         self._small, self._large = two_shapes(

@@ -25,6 +25,7 @@ from jaxedit.evaluation.edits import probe_scores
 from jaxedit.evaluation.generation import sample
 from jaxedit.models.sources import Checkpoint
 from jaxedit.moments import load_moments
+from jaxedit.parallel import Devices, devices_for, placed_parameters, replicated
 from jaxedit.pipeline.config import RunConfig
 from jaxedit.training.files import learned_ids, load_net
 from jaxedit.types import Editor, Params
@@ -47,6 +48,7 @@ class Prepared(NamedTuple):
     editor: Editor
     settings: Any  # of the editor, resolved
     params: Params
+    devices: Devices
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -154,12 +156,16 @@ def prepare(
         moments = load_moments(
             config.moments, checkpoint, resolved.layers, generate, run_key(config, "corpus"), report
         )
-    editor = chosen.build(checkpoint.model, moments if network is None else network, resolved)
+    devices = devices_for(config.devices.way, config.devices.tensor)
+    model = dataclasses.replace(checkpoint.model, devices=devices)
+    moments, network = replicated((moments, network), devices)
+    editor = chosen.build(model, moments if network is None else network, resolved)
     if config.transforms:
-        editor = chain(editor, *build_transforms(config.transforms, checkpoint.model, moments))
+        editor = chain(editor, *build_transforms(config.transforms, model, moments))
     checkpoint = with_matrices(checkpoint, origin)
-    params = checkpoint.model.split(checkpoint.params, chosen.paths(checkpoint.model, resolved))
-    return Prepared(checkpoint, facts, contexts, moments, editor, resolved, params)
+    split = checkpoint.model.split(checkpoint.params, chosen.paths(checkpoint.model, resolved))
+    params = Params(*(placed_parameters(part, devices) for part in split))
+    return Prepared(checkpoint, facts, contexts, moments, editor, resolved, params, devices)
 
 
 def trained_network(config: RunConfig, checkpoint: Checkpoint) -> tuple[Hypernet, HyperConfig]:

@@ -17,7 +17,8 @@ from jaxedit.errors import RunError
 from jaxedit.evaluation.edits import probe_scores
 from jaxedit.linalg import frobenius
 from jaxedit.models.sources import load
-from jaxedit.pipeline.config import RunConfig, check, config_from
+from jaxedit.parallel import Devices, placed_facts, placed_parameters, replicated
+from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, config_from
 from jaxedit.pipeline.lines import metric_lines, summary
 from jaxedit.pipeline.plan import plan_of
 from jaxedit.pipeline.prepare import (
@@ -31,7 +32,7 @@ from jaxedit.pipeline.prepare import (
 )
 from jaxedit.trajectory.guard import REASONS, Guard, Policy, guard_of
 from jaxedit.trajectory.replay import Trajectory
-from jaxedit.trajectory.run import ApplyChunk, Step, chunk_function
+from jaxedit.trajectory.run import ApplyChunk, Chunk, Step, chunk_function
 from jaxedit.trajectory.store import RunFolder
 from jaxedit.trajectory.writer import Done, RunWriter, create, refuse_existing
 from jaxedit.types import Params, State
@@ -86,13 +87,18 @@ def resume(
     folder = RunFolder.open(path)
     if folder.finished:
         return folder
-    config, prepared = reopen(folder, report)
+    config, prepared = reopen(folder, report, to_edit=True)
     return finish(config, folder, prepared, report, stop, policy)
 
 
-def reopen(folder: RunFolder, report: Report = quiet) -> tuple[RunConfig, Prepared]:
-    """A run's settings and ingredients as they were. Raises RunError where the base weights are others."""
+def reopen(folder: RunFolder, report: Report = quiet, *, to_edit: bool = False) -> tuple[RunConfig, Prepared]:
+    """A run's settings and ingredients as they were; only who edits needs its devices.
+
+    Raises RunError where the base weights are others.
+    """
     config = config_from(folder.read("config") | {"out": str(folder.path)})
+    if not to_edit:
+        config = dataclasses.replace(config, devices=DeviceConfig())
     checkpoint = load(config.model, dtype=jnp.dtype(config.dtype))
     folder.require_base(config.model, checkpoint.fingerprint)
     origin = folder.origin(checkpoint.params)
@@ -154,7 +160,9 @@ def _apply_all(
     while (planned := upcoming) is not None:
         if stop():
             return edited, state, True
-        edited, state, steps = apply(edited, prepared.params.frozen, state, planned.chunk)
+        chunk = placed_chunk(planned.chunk, prepared.devices)
+        edited, state = placed(edited, state, prepared.devices)
+        edited, state, steps = apply(edited, prepared.params.frozen, state, chunk)
         kept = jax.tree.map(jnp.copy, (edited, state if remembers else None))
         upcoming = next(chunks, None)  # encoded while the device works
         refused = np.asarray(steps.refused)
@@ -168,6 +176,21 @@ def _apply_all(
             raise RunError(_refusal(writer.path, planned.first + count, steps, count, planned.batches[count]))
         report("editing", planned.first + count, plan.updates)
     return edited, state, False
+
+
+def placed(edited: dict[str, Array], state: State, devices: Devices) -> tuple[dict[str, Array], State]:
+    """What a chunk takes over, where the devices work on it; nothing moves that is there already."""
+    return placed_parameters(edited, devices), replicated(state, devices)
+
+
+def placed_chunk(chunk: Chunk, devices: Devices) -> Chunk:
+    """The facts of every update divided among the devices; rows of text too, where they can be."""
+    given = (chunk.requests, chunk.probes)
+    rows = jax.tree.leaves(chunk.requests)[0].shape[1]
+    requests, probes = (
+        placed_facts(given, devices, axis=1) if rows % devices.parts == 0 else replicated(given, devices)
+    )
+    return Chunk(requests, probes, replicated(chunk.active, devices))
 
 
 def guard_for(config: RunConfig, prepared: Prepared, policy: Policy | None = None) -> Guard:

@@ -136,11 +136,26 @@ def test_resuming_a_stopped_run_gives_the_same_bits(home: Path, capsys: pytest.C
 
 def test_resuming_on_another_number_of_devices_agrees_to_1e_5(home: Path) -> None:
     stopped = stopped_run(home, "moved")
-    # The library's own process: the number of devices is fixed once JAX has started.
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "3", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    command = [sys.executable, "-m", "jaxedit.cli", "resume", str(stopped), "--no-compile-cache"]
-    subprocess.run(command, check=True, capture_output=True, env=environment)
-    (found, _, _), (expected, _, _) = (pipeline.trajectory(run) for run in (stopped, home / "run"))
+    on_devices(3, "resume", str(stopped))
+    require_agreement(stopped, home / "run")
+
+
+def test_a_run_over_a_mesh_agrees_to_1e_5(home: Path) -> None:
+    chosen = ("--out", str(home / "mesh"), "--devices.way", "mesh", "--devices.tensor", "2")
+    on_devices(4, "run", str(home / "run.toml"), *chosen)
+    require_agreement(home / "mesh", home / "run")
+
+
+def on_devices(count: int, *arguments: str) -> None:
+    """The command in a process of its own: the number of devices is fixed once JAX has started."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(count), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    command = [sys.executable, "-m", "jaxedit.cli", *arguments, "--no-compile-cache"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def require_agreement(one: Path, other: Path) -> None:
+    (found, _, _), (expected, _, _) = (pipeline.trajectory(run) for run in (one, other))
     assert found.steps == expected.steps == 3
     for path, matrix in expected.at(3).items():
         change = matrix - expected.at(0)[path]

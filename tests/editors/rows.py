@@ -11,6 +11,7 @@ from jaxedit.data import Fact
 from jaxedit.editors import METHODS, Settings
 from jaxedit.editors.config import LocateConfig
 from jaxedit.editors.registry import Method
+from jaxedit.parallel import ONE_DEVICE, Devices, placed_parameters, replicated
 from jaxedit.types import EditInfo, Editor, Params, TextBatch
 from tests.cases import Case
 
@@ -68,8 +69,8 @@ class Row:
         return self.update(self.params, self.state, self.batches[0])
 
 
-def make_row(name: str, gpt2: Case) -> Row:
-    """The editor of that name."""
+def make_row(name: str, gpt2: Case, devices: Devices = ONE_DEVICE) -> Row:
+    """The editor of that name, its work on facts spread over these devices."""
     method = METHODS[name]
     settings = SETTINGS.get(method.name) or BY_KIND[method.kind]
     if getattr(method.configure(gpt2.model.config), "lam", None) == 0:
@@ -78,9 +79,11 @@ def make_row(name: str, gpt2: Case) -> Row:
     if isinstance(config, LocateConfig):  # one size of loop compiles faster than three
         config = replace(config, values=replace(config.values, shares=()))
     given = gpt2.moments if method.fresh is None else method.fresh(gpt2.model, config, jax.random.key(0))
-    editor = method.build(gpt2.model, given, config)
+    given = replicated(given, devices)
+    editor = method.build(replace(gpt2.model, devices=devices), given, config)
     paths = {*method.paths(gpt2.model, config), gpt2.model.config.edited_path(SPARE)}
-    params, traces = gpt2.model.split(gpt2.checkpoint.params, paths), []
+    split, traces = gpt2.model.split(gpt2.checkpoint.params, paths), []
+    params = Params(*(placed_parameters(part, devices) for part in split))
 
     def update(params: Params, state: Any, requests: Any) -> Updated:
         traces.append(1)

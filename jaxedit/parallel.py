@@ -1,0 +1,174 @@
+"""Several devices: the ways to spread facts over them, and where parameters lie.
+
+An editor says which of its work is per fact by `devices.run(work, shared, facts)`; how that work is spread is a
+property of the model it edits (`Model.devices`), so that one editor serves one device, all local devices by
+`jax.pmap`, and a mesh of any devices by `jax.shard_map`. The work of a part never waits for another's: facts
+that are optimised in compiled loops need no communication before all parts have ended.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from jaxedit.errors import ConfigError
+
+T = TypeVar("T")
+Way = Literal["one", "pmap", "mesh"]
+Work = Callable[[Any, Any], Any]
+"""`(shared, facts) -> results`: all leaves of facts and results lead with the facts, or k rows of each."""
+
+DATA, TENSOR = "data", "tensor"
+COLUMNS = ("query.kernel", "key.kernel", "value.kernel", "gate.kernel", "up.kernel", "head.kernel")
+ROWS = ("out.kernel", "down.kernel", "embedding")
+
+
+class Devices(Protocol):
+    """How work on facts is spread; hashable, since programs are compiled for it."""
+
+    @property
+    def parts(self) -> int:
+        """Into how many equal parts facts are cut."""
+
+    def run(self, work: Work, shared: Any, facts: Any) -> Any:
+        """`work(shared, facts)`, each part of the facts by itself. Raises ConfigError for unequal parts."""
+
+    def gather(self, tree: T) -> T:
+        """The same numbers, whole on every device."""
+
+
+@dataclass(frozen=True)
+class OneDevice:
+    """All facts together."""
+
+    parts: int = 1
+
+    def run(self, work: Work, shared: Any, facts: Any) -> Any:
+        """`work(shared, facts)`."""
+        return work(shared, facts)
+
+    def gather(self, tree: T) -> T:
+        """As it is."""
+        return tree
+
+
+@dataclass(frozen=True)
+class LocalDevices:
+    """`jax.pmap` over devices of this process; what is not work on facts runs on the first."""
+
+    devices: tuple[jax.Device, ...]
+
+    @property
+    def parts(self) -> int:
+        """As many as devices."""
+        return len(self.devices)
+
+    def run(self, work: Work, shared: Any, facts: Any) -> Any:
+        """A part of the facts on every device; each is sent what is shared."""
+        require_equal_parts(facts, self.parts)
+        cut = jax.tree.map(lambda x: x.reshape(self.parts, -1, *x.shape[1:]), facts)
+        done = jax.pmap(work, in_axes=(None, 0), devices=self.devices)(shared, cut)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), done)
+
+    def gather(self, tree: T) -> T:
+        """As it is: one program sees all parts."""
+        return tree
+
+
+@dataclass(frozen=True)
+class OnMesh:
+    """`jax.shard_map` over the data axis of a mesh; XLA splits the matrices along its tensor axis."""
+
+    mesh: Mesh
+
+    @property
+    def parts(self) -> int:
+        """The size of the data axis."""
+        return self.mesh.shape[DATA]
+
+    def run(self, work: Work, shared: Any, facts: Any) -> Any:
+        """A part of the facts on every row of the mesh."""
+        require_equal_parts(facts, self.parts)
+        one, cut = PartitionSpec(), PartitionSpec(DATA)
+        spread = jax.shard_map(
+            work, mesh=self.mesh, in_specs=(one, cut), out_specs=cut, axis_names={DATA}, check_vma=False
+        )
+        return spread(shared, facts)
+
+    def gather(self, tree: T) -> T:
+        """Replicated over the mesh."""
+        return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+
+ONE_DEVICE = OneDevice()
+
+
+def devices_for(way: Way, tensor: int = 1) -> Devices:
+    """Over all devices there are: local ones for "pmap"; for "mesh" those of all processes, matrices split
+    over groups of `tensor` of them.
+
+    Raises ConfigError for a `tensor` that does not divide their number, or that `way` does not know.
+    """
+    if way != "mesh" and tensor != 1:
+        raise ConfigError(f"tensor is {tensor}, but only way 'mesh' splits matrices, not {way!r}")
+    if way == "one":
+        return ONE_DEVICE
+    if way == "pmap":
+        return LocalDevices(tuple(jax.local_devices()))
+    count = jax.device_count()
+    if tensor < 1 or count % tensor:
+        raise ConfigError(f"tensor is {tensor}; it must divide the number of devices, {count}")
+    shape = (count // tensor, tensor)
+    return OnMesh(jax.make_mesh(shape, (DATA, TENSOR), axis_types=(AxisType.Auto,) * 2))
+
+
+def require_equal_parts(facts: Any, parts: int) -> None:
+    """Raises ConfigError where the facts cannot be cut into so many equal parts."""
+    for leaf in jax.tree.leaves(facts):
+        if leaf.shape[0] % parts:
+            raise ConfigError(
+                f"{leaf.shape[0]} rows of facts cannot be cut into {parts} equal parts: pad the batch with facts "
+                f"of weight 0 (`jaxedit.data.shapes.pad_requests`)"
+            )
+
+
+def placed_parameters(params: Mapping[str, Array], devices: Devices) -> dict[str, Array]:
+    """Parameters by path where `devices` want them: on a mesh, matrices split by `partition`."""
+    if not isinstance(devices, OnMesh):
+        return dict(params)
+    mesh = devices.mesh
+    return {
+        path: jax.device_put(leaf, NamedSharding(mesh, partition(path, leaf.shape, mesh.shape[TENSOR])))
+        for path, leaf in params.items()
+    }
+
+
+def partition(path: str, shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    """How one parameter is split along the tensor axis (Shoeybi et al. 2019, arXiv 1909.08053).
+
+    Projections into heads and into the MLP by their outputs, those back by their inputs, embeddings by tokens;
+    biases, norms, and what does not divide stay whole.
+    """
+    if path.endswith(COLUMNS) and shape[-1] % parts == 0:
+        return PartitionSpec(None, TENSOR)
+    if path.endswith(ROWS) and shape[0] % parts == 0:
+        return PartitionSpec(TENSOR, None)
+    return PartitionSpec()
+
+
+def placed_facts(tree: T, devices: Devices, axis: int = 0) -> T:
+    """Arrays of facts where `devices` work on them; `axis` is that of the facts."""
+    if not isinstance(devices, OnMesh):
+        return tree
+    where = NamedSharding(devices.mesh, PartitionSpec(*[None] * axis, DATA))
+    return jax.tree.map(lambda x: jax.device_put(x, where), tree)
+
+
+def replicated(tree: T, devices: Devices) -> T:
+    """Whole on every device of a mesh."""
+    if not isinstance(devices, OnMesh):
+        return tree
+    return jax.device_put(tree, NamedSharding(devices.mesh, PartitionSpec()))
