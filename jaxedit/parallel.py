@@ -1,7 +1,7 @@
 """Several devices: the ways to spread facts over them, and where parameters lie.
 
 An editor says which of its work is per fact by `devices.run(work, shared, facts)`; how that work is spread is a
-property of the model it edits (`Model.devices`), so that one editor serves one device, all local devices by
+property of the model it edits (`Model.placement`), so that one editor serves one device, all local devices by
 `jax.pmap`, and a mesh of any devices by `jax.shard_map`. The work of a part never waits for another's: facts
 that are optimised in compiled loops need no communication before all parts have ended.
 """

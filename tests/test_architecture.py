@@ -113,7 +113,7 @@ def test_transformers_is_imported_only_where_text_and_checkpoints_are() -> None:
         ("editors", ("editors", "types", "linalg", "models", "values", "lookup", "errors")),
         ("evaluation", ("evaluation", "models", "types", "errors")),
         ("diagnostics", ("diagnostics", "models", "linalg", "types", "errors")),
-        ("trajectory", ("trajectory", "linalg", "configs", "types", "errors")),
+        ("trajectory", ("trajectory", "parallel", "linalg", "configs", "types", "errors")),
         (
             "training",
             ("training", "editors", "data", "evaluation", "models", "linalg", "types", "errors", "configs"),

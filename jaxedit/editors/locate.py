@@ -138,9 +138,9 @@ def write_span(
         lead, requests = facts
         return next_reading(model.bind(params), lead, requests, config, layers, done)
 
-    found = model.devices.run(find, source, requests)
+    found = model.placement.run(find, source, requests)
     lead = found.lead
-    values, readings, mlp = model.devices.gather(found[:3])
+    values, readings, mlp = model.placement.gather(found[:3])
     values = values._replace(losses=values.losses.T)
     target, changed = values.target, {}
     if config.anchor is not None:
@@ -156,8 +156,8 @@ def write_span(
             reading = readings[layer]
         else:
             work = functools.partial(move_on, done=done)
-            lead, reading = model.devices.run(work, Params(edited, params.frozen), (lead, requests))
-            reading = model.devices.gather(reading)
+            lead, reading = model.placement.run(work, Params(edited, params.frozen), (lead, requests))
+            reading = model.placement.gather(reading)
         left = len(sharing) if solver.original is not None else len(sharing) - sharing.index(layer)
         residual = spread(target - reading.now, left, layer == sharing[-1], config.spread)
         query = reading.keys.bare if config.query == "bare" else reading.keys.mean

@@ -121,6 +121,7 @@ EASY_EDIT: dict[str, Rows] = {
 SEARCHED: dict[str, Rows] = {
     "memit": {"smollm2-135m": {"layers": (6, 7, 8, 9, 10), "lam": 1000.0}},
     "emmet": {"smollm2-135m": {"layers": (8,), "lam": 100.0}},
+    "ft-l": {"smollm2-135m": {"layers": (8,), "learning_rate": 1e-3, "bound": 0.02}},
 }
 
 

@@ -23,7 +23,7 @@ class Model:
     """A decoder without its numbers: the configuration and the Flax graph built from it."""
 
     config: DecoderConfig
-    devices: Devices = ONE_DEVICE
+    placement: Devices = ONE_DEVICE
     """Over which devices editors spread their work on facts."""
 
     @cached_property

@@ -157,7 +157,7 @@ def prepare(
             config.moments, checkpoint, resolved.layers, generate, run_key(config, "corpus"), report
         )
     devices = devices_for(config.devices.way, config.devices.tensor)
-    model = dataclasses.replace(checkpoint.model, devices=devices)
+    model = dataclasses.replace(checkpoint.model, placement=devices)
     moments, network = replicated((moments, network), devices)
     editor = chosen.build(model, moments if network is None else network, resolved)
     if config.transforms:

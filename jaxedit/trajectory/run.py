@@ -1,18 +1,22 @@
 """The sequence driver: one compiled scan applies a chunk of updates, measuring after every one."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxedit.linalg import added, dense, frobenius
+from jaxedit.parallel import ONE_DEVICE, Devices
 from jaxedit.trajectory.guard import ANY_FINITE, Guard, refusal
 from jaxedit.types import EditInfo, Editor, LowRank, Params, Probes, Requests, State
 
 Observe = Callable[[Params, Any], dict[str, Array]]
 """Measures the model right after an update, on what the scan hands it for that update."""
+Carry: TypeAlias = tuple[dict[str, Array], State, Bool[Array, ""]]
+"""Edited matrices, the editor's state, and whether a refused update has ended the chunk."""
 T = TypeVar("T")
 
 
@@ -48,47 +52,102 @@ def chunk_function(editor: Editor, observe: Observe | None = None, guard: Guard 
     The frozen weights are read where they are. Nothing is sent to the host before the chunk ends. It compiles
     once for every shape of chunk.
     """
+    step, settle = _step(editor, observe, guard), _settle(editor, guard)
 
     def apply(edited, frozen, state, chunk: Chunk):
-        active = jnp.ones(jax.tree.leaves(chunk.requests)[0].shape[0], bool)
-        active = active if chunk.active is None else chunk.active
-
-        def body(carry, one: tuple[Chunk, Array]):
-            (edited, state, halted), (chunk, wanted) = carry, one
-            params, new_state, info = editor.update(Params(edited, frozen), state, chunk.requests)
-            delta_norm = {path: frobenius(dense(delta)) for path, delta in info.delta.items()}
-            norm = {path: frobenius(matrix) for path, matrix in params.edited.items()}
-            code = jnp.where(wanted, refusal(guard, info.finite, norm, delta_norm), 0)
-            halted = halted | ((code > 0) & (guard.policy != "skip"))
-            applied = wanted & (code == 0) & ~halted
-            edited = choose(applied, params.edited, edited)
-            state = choose(applied, new_state, state) if editor.remembers else state
-            params = Params(edited, frozen)
-            step = Step(
-                norm={path: frobenius(matrix) for path, matrix in edited.items()},
-                delta_norm=delta_norm,
-                applied=applied,
-                refused=code,
-                metrics=info.metrics,
-                observed={} if observe is None or chunk.probes is None else observe(params, chunk.probes),
-                factors=factors_of(info, applied),
-            )
-            return (edited, state, halted), step
-
+        given = (chunk._replace(active=None), _active(chunk, 1))
         start = (edited, state, jnp.zeros((), bool))
-        (new, state_after, halted), steps = jax.lax.scan(body, start, (chunk._replace(active=None), active))
-        if guard.policy == "rollback":
-            new = choose(~halted, new, edited)
-            state_after = choose(~halted, state_after, state) if editor.remembers else state_after
-            before = {path: jnp.broadcast_to(frobenius(w), active.shape) for path, w in edited.items()}
-            steps = steps._replace(
-                applied=steps.applied & ~halted,
-                norm=choose(~halted, steps.norm, before),
-                factors=choose(~halted, steps.factors, jax.tree.map(jnp.zeros_like, steps.factors)),
-            )
-        return new, state_after, steps
+        end, steps = jax.lax.scan(functools.partial(step, frozen), start, given)
+        return settle(start, end, steps)
 
     return jax.jit(apply, donate_argnums=(0, 2))
+
+
+def many_function(
+    editor: Editor,
+    observe: Observe | None = None,
+    guard: Guard = ANY_FINITE,
+    devices: Devices = ONE_DEVICE,
+) -> ApplyChunk:
+    """`chunk_function` for M sequences that know nothing of each other: all leaves but the frozen lead with M.
+
+    Seeds, orders, fact sets; frozen weights are read once for all. `devices` divide the sequences, whose number
+    must be a multiple of `devices.parts`. An editor whose value loop is compiled for several sizes runs all of
+    them here: give it one (`ValueConfig.shares` empty).
+    """
+    step, settle = _step(editor, observe, guard), jax.vmap(_settle(editor, guard))
+
+    def work(frozen, sequences):
+        edited, state, chunk = sequences
+        given = jax.tree.map(_turned, (chunk._replace(active=None), _active(chunk, 2)))
+        start = (edited, state, jnp.zeros(given[1].shape[1], bool))
+        # The scan is outermost: vmapped as a whole, float64 solves in it would be batched as float32.
+        end, steps = jax.lax.scan(jax.vmap(functools.partial(step, frozen)), start, given)
+        return settle(start, end, jax.tree.map(_turned, steps))
+
+    def apply(edited, frozen, state, chunk: Chunk):
+        return devices.run(work, frozen, (edited, state, chunk))
+
+    return jax.jit(apply, donate_argnums=(0, 2))
+
+
+def _turned(x: Array) -> Array:
+    return jnp.swapaxes(x, 0, 1)
+
+
+def _active(chunk: Chunk, axes: int) -> Bool[Array, "..."]:
+    if chunk.active is not None:
+        return chunk.active
+    return jnp.ones(jax.tree.leaves(chunk.requests)[0].shape[:axes], bool)
+
+
+def _step(editor: Editor, observe: Observe | None, guard: Guard) -> Callable[..., tuple[Carry, Step]]:
+    """One update: `(frozen, carry, (chunk, wanted)) -> (carry, step)`."""
+
+    def step(frozen: dict[str, Array], carry: Carry, one: tuple[Chunk, Array]):
+        (edited, state, halted), (chunk, wanted) = carry, one
+        params, new_state, info = editor.update(Params(edited, frozen), state, chunk.requests)
+        delta_norm = {path: frobenius(dense(delta)) for path, delta in info.delta.items()}
+        norm = {path: frobenius(matrix) for path, matrix in params.edited.items()}
+        code = jnp.where(wanted, refusal(guard, info.finite, norm, delta_norm), 0)
+        halted = halted | ((code > 0) & (guard.policy != "skip"))
+        applied = wanted & (code == 0) & ~halted
+        edited = choose(applied, params.edited, edited)
+        state = choose(applied, new_state, state) if editor.remembers else state
+        params = Params(edited, frozen)
+        account = Step(
+            norm={path: frobenius(matrix) for path, matrix in edited.items()},
+            delta_norm=delta_norm,
+            applied=applied,
+            refused=code,
+            metrics=info.metrics,
+            observed={} if observe is None or chunk.probes is None else observe(params, chunk.probes),
+            factors=factors_of(info, applied),
+        )
+        return (edited, state, halted), account
+
+    return step
+
+
+def _settle(
+    editor: Editor, guard: Guard
+) -> Callable[[Carry, Carry, Step], tuple[dict[str, Array], State, Step]]:
+    """What is left of a chunk at its end: `(start, end, steps) -> (edited, state, steps)`."""
+
+    def settle(start: Carry, end: Carry, steps: Step) -> tuple[dict[str, Array], State, Step]:
+        (edited, state, _), (new, state_after, halted) = start, end
+        if guard.policy != "rollback":
+            return new, state_after, steps
+        before = {path: jnp.broadcast_to(frobenius(w), steps.applied.shape) for path, w in edited.items()}
+        steps = steps._replace(
+            applied=steps.applied & ~halted,
+            norm=choose(~halted, steps.norm, before),
+            factors=choose(~halted, steps.factors, jax.tree.map(jnp.zeros_like, steps.factors)),
+        )
+        state_after = choose(~halted, state_after, state) if editor.remembers else state_after
+        return choose(~halted, new, edited), state_after, steps
+
+    return settle
 
 
 def factors_of(info: EditInfo, applied: Bool[Array, ""]) -> dict[str, LowRank]:

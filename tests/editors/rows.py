@@ -80,7 +80,7 @@ def make_row(name: str, gpt2: Case, devices: Devices = ONE_DEVICE) -> Row:
         config = replace(config, values=replace(config.values, shares=()))
     given = gpt2.moments if method.fresh is None else method.fresh(gpt2.model, config, jax.random.key(0))
     given = replicated(given, devices)
-    editor = method.build(replace(gpt2.model, devices=devices), given, config)
+    editor = method.build(replace(gpt2.model, placement=devices), given, config)
     paths = {*method.paths(gpt2.model, config), gpt2.model.config.edited_path(SPARE)}
     split, traces = gpt2.model.split(gpt2.checkpoint.params, paths), []
     params = Params(*(placed_parameters(part, devices) for part in split))
