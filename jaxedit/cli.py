@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +35,7 @@ from jaxedit.commands.history import (
     run_branch,
 )
 from jaxedit.commands.measure import Measure, execute_measure
+from jaxedit.commands.sweep import Sweep, execute_sweep
 from jaxedit.commands.trace import TraceRun, execute_trace
 from jaxedit.commands.train import Train, execute_train
 from jaxedit.configs import build, read_toml
@@ -126,7 +127,20 @@ class Facts(Common):
     """Of the embedded set's wordings and targets."""
 
 
-Command = Run | Resume | Branch | Train | Trace | Measure | Report | Export | HistoryCommand | Editors | Facts
+Command = (
+    Run
+    | Resume
+    | Sweep
+    | Branch
+    | Train
+    | Trace
+    | Measure
+    | Report
+    | Export
+    | HistoryCommand
+    | Editors
+    | Facts
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -151,17 +165,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str]) -> Command:
     """The command of the arguments; a run's TOML file gives the defaults of its options."""
-    command = _parse(arguments, Run())
-    if isinstance(command, Run) and command.file is not None:
+    command = _parse(arguments, Run(), Sweep())
+    if isinstance(command, Run | Sweep) and command.file is not None:
         given = build(RunConfig, read_toml(command.file), str(command.file))
-        return _parse(arguments, replace(Run(), config=given))
+        return _parse(arguments, Run(config=given), Sweep(config=given))
     return command
 
 
-def _parse(arguments: Sequence[str], run: Run) -> Command:
+def _parse(arguments: Sequence[str], run: Run, sweep: Sweep) -> Command:
     commands: Any = (
         Annotated[Run, subcommand("run", default=run)]
         | Annotated[Resume, subcommand("resume")]
+        | Annotated[Sweep, subcommand("sweep", default=sweep)]
         | Annotated[Branch, subcommand("branch")]
         | Annotated[Train, subcommand("train")]
         | Annotated[Trace, subcommand("trace")]
@@ -197,6 +212,8 @@ def execute(command: Command, out: Console, err: Console) -> None:
             _edit(lambda report, stop: pipeline.run(config, report, stop), out, err)
         case Resume(run=run, policy=policy):
             _edit(lambda report, stop: pipeline.resume(run, report, stop, policy), out, err)
+        case Sweep():
+            execute_sweep(command, out, err)
         case Branch():
             _edit(lambda report, stop: run_branch(command, report, stop), out, err)
         case Train(config=config):

@@ -13,8 +13,6 @@ import itertools
 import json
 import sys
 import time
-import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from jaxedit.linalg import dense, frobenius
 from jaxedit.models.sources import load
 from jaxedit.pipeline import Prepared, RunConfig, choose_facts, draw_contexts, prepare, quiet
 from jaxedit.pipeline.prepare import environment
+from jaxedit.pipeline.sweep import read_grid
 from jaxedit.types import Params, Probes, Requests
 
 SHOWN = ("ES", "PS", "NS", "S", "EM")
@@ -65,10 +64,10 @@ def main(search: Search) -> None:
     checkpoint = load(common.model)
     facts = choose_facts(common, checkpoint, quiet)
     contexts = draw_contexts(common, checkpoint)
-    names, values = read_grid(search.grid)
+    grid = read_grid(search.grid)
     rows: list[dict[str, Any]] = []
-    for combination in itertools.product(*values):
-        settings = build(Settings, dict(zip(names, combination, strict=True)))
+    for combination in itertools.product(*grid.values()):
+        settings = build(Settings, dict(zip(grid, combination, strict=True)))
         config = dataclasses.replace(common, settings=settings)
         ready = prepare(config, checkpoint, facts, contexts, quiet)
         rows.append(described(settings) | measure(ready))
@@ -79,24 +78,6 @@ def main(search: Search) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record(search, common, ready, rows, best), indent=1))
     console.print(f"Figures in {out}", markup=False, highlight=False)
-
-
-def read_grid(grid: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
-    """Names of settings, and the values to try of each."""
-    parts = [text.partition("=") for text in grid]
-    names = [name for name, _, _ in parts]
-    return names, [[value_of(name, text) for text in given.split(",")] for name, _, given in parts]
-
-
-def value_of(name: str, text: str) -> Any:
-    """A value as TOML writes it; a name without quotes; "8" and "6-10" as layers."""
-    if name == "layers":
-        first, _, last = text.partition("-")
-        return list(range(int(first), int(last or first) + 1))
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def described(settings: Settings) -> dict[str, Any]:
@@ -150,7 +131,7 @@ def record(
 def table(search: Search, rows: list[dict[str, Any]], best: dict[str, Any]) -> Table:
     """One row a combination, in percent; the best is bold."""
     result = Table(title=f"{search.editor} on {search.model}, {search.facts} facts one at a time")
-    given = read_grid(search.grid)[0]
+    given = list(read_grid(search.grid))
     for name in (*given, *SHOWN, "change", "finite", "seconds"):
         result.add_column(name, justify="right")
     for row in rows:

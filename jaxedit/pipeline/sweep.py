@@ -1,0 +1,159 @@
+"""Many runs from one configuration: every combination of a grid of settings, each in a folder of its own."""
+
+import dataclasses
+import itertools
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jaxedit.errors import ConfigError, JaxeditError, RunError
+from jaxedit.pipeline.config import RunConfig, check, config_from
+from jaxedit.pipeline.sequence import resume, run
+from jaxedit.trajectory.store import RunFolder
+
+Engine = Literal["here", "local", "slurm"]
+
+
+class Point(NamedTuple):
+    """One run of a sweep."""
+
+    values: dict[str, Any]  # of the grid's settings, by dotted name
+    config: RunConfig
+
+
+class Outcome(NamedTuple):
+    """What became of it."""
+
+    point: Point
+    error: str | None  # None where the run came to its end
+
+
+def read_grid(grid: Sequence[str]) -> dict[str, list[Any]]:
+    """Values to try by dotted name, from SETTING=VALUE,VALUE,...
+
+    A value is what TOML reads, or a name without quotes; of "layers" one layer, or a range such as 6-10.
+    Raises ConfigError for text of another form.
+    """
+    found: dict[str, list[Any]] = {}
+    for text in grid:
+        name, _, given = text.partition("=")
+        if not name or not given or name in found:
+            raise ConfigError(f"grid: {text!r} is not SETTING=VALUE,VALUE,... with each setting once")
+        found[name] = [_value(name, one) for one in given.split(",")]
+    return found
+
+
+def _value(name: str, text: str) -> Any:
+    layers = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if name.split(".")[-1] == "layers" and layers:
+        first, last = layers.groups()
+        return list(range(int(first), int(last or first) + 1))
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def points(base: RunConfig, grid: dict[str, list[Any]]) -> list[Point]:
+    """All combinations, the last setting changing fastest; run folders are named by them, within `base.out`.
+
+    Raises ConfigError for settings that do not exist or cannot work, before anything is run.
+    """
+    found = []
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        content = dataclasses.asdict(base)
+        for name, value in chosen.items():
+            _put(content, name, value)
+        content["out"] = str(Path(base.out) / _name(chosen))
+        config = config_from(content)
+        check(config)
+        found.append(Point(chosen, config))
+    return found
+
+
+def _put(content: dict[str, Any], name: str, value: Any) -> None:
+    *tables, last = name.split(".")
+    for table in tables:
+        content = content.get(table, {}) if isinstance(content, dict) else {}
+    if not isinstance(content, dict) or last not in content:
+        raise ConfigError(
+            f"grid: there is no setting {name!r} of a run; settings of the editor are settings.NAME"
+        )
+    content[last] = value
+
+
+def _name(values: dict[str, Any]) -> str:
+    parts = [f"{name.split('.')[-1]}-{_spoken(value)}" for name, value in values.items()]
+    return re.sub(r"[^\w.+-]+", "-", "_".join(parts)) or "run"
+
+
+def _spoken(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    return "-".join(str(one) for one in dict.fromkeys((value[0], value[-1])))
+
+
+def run_or_resume(config: RunConfig) -> None:
+    """Makes the run, goes on with it, or leaves it where it is finished.
+
+    Raises RunError where its folder holds a run of other settings.
+    """
+    path = Path(config.out)
+    if not path.exists():
+        run(config)
+        return
+    there = config_from(RunFolder.open(path).read("config"))
+    if there != config:
+        raise RunError(f"{path} is a run of other settings: choose another folder with --out")
+    resume(path)
+
+
+def sweep(
+    chosen: Sequence[Point], engine: Engine = "here", jobs: int = 1, options: dict[str, Any] | None = None
+) -> Iterator[Outcome]:
+    """Runs all of them, `jobs` at the same time; outcomes come in their order. One that fails stops no other.
+
+    "here": in this process, one after the other. "local" and "slurm" hand each run to submitit, as a process of
+    this machine or a job of the cluster; `options` are submitit's, such as `slurm_partition`.
+    Raises ConfigError where submitit is wanted and not installed.
+    """
+    if engine == "here":
+        yield from (_outcome(point, run_or_resume) for point in chosen)
+        return
+    submit = _submitter(Path(chosen[0].config.out).parent / "jobs", engine, options or {})
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(lambda point: _outcome(point, submit), chosen)
+
+
+def _submitter(folder: Path, engine: Engine, options: dict[str, Any]) -> Callable[[RunConfig], None]:
+    try:
+        import submitit
+    except ImportError:
+        raise ConfigError(
+            f"engine {engine!r} needs submitit: `pip install jaxedit[sweep]`, or take engine 'here'"
+        ) from None
+    executor = submitit.AutoExecutor(folder, cluster=engine)
+    executor.update_parameters(**options)
+
+    def submit(config: RunConfig) -> None:
+        job = executor.submit(run_or_resume, config)
+        try:
+            job.result()
+        except submitit.core.utils.UncompletedJobError as error:
+            raise RunError(f"job {job.job_id} did not end: {str(error).splitlines()[0]}") from None
+        except submitit.core.utils.FailedJobError as error:
+            raise RunError(f"job {job.job_id} failed: {str(error).splitlines()[-1]}") from None
+
+    return submit
+
+
+def _outcome(point: Point, execute: Callable[[RunConfig], None]) -> Outcome:
+    try:
+        execute(point.config)
+    except JaxeditError as error:
+        return Outcome(point, str(error))
+    return Outcome(point, None)

@@ -1,0 +1,105 @@
+"""Sweeps: every combination once, each a run of its own, one table of all."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from jaxedit.cli import main
+from jaxedit.data import dump_jsonl
+from jaxedit.errors import ConfigError
+from jaxedit.pipeline import RunConfig
+from jaxedit.pipeline.sweep import points, read_grid
+from tests.commands.test_cli import CONFIG, FACTS
+from tests.reference.tiny import save_tiny, tiny_llama, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The configuration of a run on a tiny model, in a cache of its own."""
+    home = tmp_path_factory.mktemp("sweep")
+    save_tiny(tiny_llama(torch.float32, max_position_embeddings=256), tiny_tokenizer(), home / "model")
+    dump_jsonl(FACTS, home / "facts.jsonl")
+    paths = f"model = {json.dumps(str(home / 'model'))}\nfacts = {json.dumps(str(home / 'facts.jsonl'))}\n"
+    (home / "run.toml").write_text(paths + CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXEDIT_CACHE", str(home / "cache"))
+        patch.setenv("JAXEDIT_COMPILE_CACHE", "0")
+        yield home / "run.toml"
+
+
+def test_a_grid_is_read_as_toml_with_names_and_layers() -> None:
+    found = read_grid(["seed=0,1", "editor=memit,r-rome", "settings.layers=8,6-10", "settings.lam=1e3"])
+    assert found == {
+        "seed": [0, 1],
+        "editor": ["memit", "r-rome"],
+        "settings.layers": [[8], [6, 7, 8, 9, 10]],
+        "settings.lam": [1000.0],
+    }
+
+
+@pytest.mark.parametrize("text", ["seed", "seed=", "=3"])
+def test_a_grid_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not SETTING=VALUE"):
+        read_grid([text])
+
+
+def test_points_are_all_combinations_in_folders_of_their_own() -> None:
+    found = points(RunConfig(out="sweep"), read_grid(["seed=0,1", "settings.layers=8,6-10"]))
+    assert [(point.config.seed, point.config.settings.layers) for point in found] == [
+        (0, (8,)), (0, (6, 7, 8, 9, 10)), (1, (8,)), (1, (6, 7, 8, 9, 10)),
+    ]  # fmt: skip
+    assert [point.config.out for point in found] == [
+        "sweep/seed-0_layers-8", "sweep/seed-0_layers-6-10", "sweep/seed-1_layers-8", "sweep/seed-1_layers-6-10",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sede", "settings.lamb", "limits.edit.more", "nothing.at"])
+def test_a_setting_that_does_not_exist_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"no setting '{name}'"):
+        points(RunConfig(), {name: [1]})
+
+
+def test_a_sweep_makes_every_run_once_and_tells_which_failed(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = base.parent / "sweep"
+    command = [
+        "sweep",
+        str(base),
+        "--out",
+        str(out),
+        "--count",
+        "2",
+        "--grid",
+        "settings.layers=1,99",
+        "seed=0,1",
+    ]
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    said = capsys.readouterr()
+    assert "2 of 4 runs failed" in said.err
+    assert "layer 99 is out of range" in said.err
+    rows = json.loads((out / "sweep.json").read_text())
+    assert [(row["settings.layers"], row["seed"], row["error"] is None) for row in rows] == [
+        ([1], 0, True), ([1], 1, True), ([99], 0, False), ([99], 1, False),
+    ]  # fmt: skip
+    assert rows[0]["growth"] > 0
+    assert set(rows[0]["final"]) >= {"ES", "PS", "NS", "S"}
+
+    written = {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")}
+    assert len(written) == 2
+    main([*command[:-2], "settings.layers=1", "seed=0,1"])
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")} == written
+
+
+@pytest.mark.slow
+def test_processes_of_their_own_give_the_same_run(base: Path) -> None:
+    pytest.importorskip("submitit")
+    for engine in ("here", "local"):
+        out = base.parent / engine
+        main(["sweep", str(base), "--out", str(out), "--count", "2", "--grid", "seed=3", "--engine", engine])
+    here, local = (base.parent / engine / "seed-3" / "summary.json" for engine in ("here", "local"))
+    assert json.loads(local.read_text())["edits"] == json.loads(here.read_text())["edits"] == 2
