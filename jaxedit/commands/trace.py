@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from jaxedit.configs import require_at_least
 from jaxedit.data.known import KnownFact, load_known
 from jaxedit.data.trace import encode_trace
 from jaxedit.diagnostics.layers import choose_layer, choose_span
@@ -148,9 +149,7 @@ def _peak(effect: np.ndarray) -> str:
 def _check(config: TraceRun) -> None:
     if config.out.exists():
         raise ConfigError(f"{config.out} exists already: choose another folder with --out")
-    for name in ("count", "subject_tokens", "samples", "window", "span"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    require_at_least(config, count=1, subject_tokens=1, samples=1, window=1, span=1)
     if not config.sites or len(set(config.sites)) != len(config.sites):
         raise ConfigError(f"sites are {config.sites}; give one or more, each once")
     if not config.noise > 0:
