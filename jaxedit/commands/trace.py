@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from jaxedit.commands.common import say
 from jaxedit.configs import require_at_least
 from jaxedit.data.known import KnownFact, load_known
 from jaxedit.data.trace import encode_trace
@@ -95,12 +96,10 @@ def execute_trace(config: TraceRun, out: Console, err: Console) -> None:
     out.print(peak_table(found))
     if found.layer is not None and found.span is not None:
         layers = " ".join(map(str, found.span))
-        chosen = f"Layer {found.layer} for editors of one layer: --settings.layers {found.layer}\n"
-        chosen += (
-            f"Layers {found.span[0]} to {found.span[-1]} for editors of several: --settings.layers {layers}"
-        )
-        out.print(chosen, markup=False, highlight=False, soft_wrap=True)
-    out.print(f"Figure and numbers are in {config.out}", markup=False, highlight=False, soft_wrap=True)
+        several = f"Layers {found.span[0]} to {found.span[-1]} for editors of several"
+        say(out, f"Layer {found.layer} for editors of one layer: --settings.layers {found.layer}")
+        say(out, f"{several}: --settings.layers {layers}")
+    say(out, f"Figure and numbers are in {config.out}")
 
 
 def trace(config: TraceRun, report: Report) -> Traced:
