@@ -74,7 +74,7 @@ def random_updates(key: Array, deltas: Delta, match: Match = "norm") -> Delta:
     """`random_update` of each of E stacked updates, independent of each other."""
     count = jax.tree.leaves(deltas)[0].shape[0]
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
-    return batched(lambda given: random_update(*given, match), (keys, deltas))
+    return batched(lambda given: random_update(given[0], given[1], match), (keys, deltas))
 
 
 @in_float64
