@@ -29,6 +29,7 @@ from jaxedit.models.sources import load
 from jaxedit.pipeline import RunConfig, TextStream, choose_facts, quiet, resume, run
 from jaxedit.pipeline.train import NETWORK
 from jaxedit.report.record import RunRecord, read_run
+from jaxedit.report.tables import percent
 from jaxedit.trajectory.store import RunFolder
 
 SCORES = ("ES", "PS", "NS", "S")
@@ -179,10 +180,6 @@ def markdown(rows: list[Row], size: int) -> str:
     unedited = [percent(chosen[0]["unedited"].get(name)) for name in SCORES]
     lines.insert(4, f"| unedited | {' | '.join(unedited)} |" + " |" * 6)
     return "\n".join(lines)
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None or value != value else f"{100 * value:.1f}"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,16 @@ def build(cls: type[T], content: dict[str, Any], where: str = "the configuration
     return cls(**values)
 
 
+def require_at_least(config: Any, /, where: str = "", **least: int) -> None:
+    """Raises ConfigError for the first of the named fields of `config` that is below its least value.
+
+    `where` says before its name whose field it is, as in "training: ".
+    """
+    for name, bound in least.items():
+        if (value := getattr(config, name)) < bound:
+            raise ConfigError(f"{where}{name} is {value}; it must be at least {bound}")
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:

@@ -16,9 +16,11 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from jaxedit.commands.common import Computing, say
+from jaxedit.configs import require_at_least
 from jaxedit.errors import ConfigError
 from jaxedit.pipeline.growth_record import growth_record
-from jaxedit.pipeline.measure import MeasureConfig, Row, measures_at, spaced
+from jaxedit.pipeline.measure import MeasureConfig, Row, measures_at
+from jaxedit.pipeline.spread import spread
 from jaxedit.report.progress import reporting
 from jaxedit.trajectory.store import RunFolder
 
@@ -50,11 +52,10 @@ def execute_measure(command: Measure, out: Console, err: Console) -> None:
     folder = command.out or command.run.resolve().with_name(command.run.resolve().name + "-measures")
     if folder.exists():
         raise ConfigError(f"{folder} exists already: choose another folder with --out")
-    if command.points < 2:
-        raise ConfigError(f"points is {command.points}; it must be at least 2")
+    require_at_least(command, points=2)
     start = time.monotonic()
     stored = RunFolder.open(command.run)
-    steps = command.steps or tuple(spaced(stored.updates, command.points))
+    steps = command.steps or tuple(spread(range(stored.updates + 1), command.points))
     with reporting(err, "loading the model") as report:
         rows = list(measures_at(command.run, steps, command.config, report))
     folder.mkdir(parents=True)

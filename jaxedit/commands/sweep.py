@@ -14,10 +14,12 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from jaxedit.commands.common import Computing, say
-from jaxedit.errors import ConfigError, RunError
+from jaxedit.configs import require_at_least
+from jaxedit.errors import RunError
 from jaxedit.pipeline.config import RunConfig
 from jaxedit.pipeline.sweep import Engine, Outcome, points, read_grid, sweep
 from jaxedit.report.record import SCORES, read_run
+from jaxedit.report.tables import percent
 
 COLLECTED = "sweep.json"
 
@@ -41,8 +43,7 @@ class Sweep(Computing):
 
 def execute_sweep(command: Sweep, out: Console, err: Console) -> None:
     """Makes the runs and writes the table. Raises RunError, with every message, where some failed."""
-    if command.jobs < 1:
-        raise ConfigError(f"jobs is {command.jobs}; it must be at least 1")
+    require_at_least(command, jobs=1)
     chosen = points(command.config, read_grid(command.grid))
     options = {name: values[0] for name, values in read_grid(command.options).items()}
     outcomes = []
@@ -96,7 +97,3 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
             cells += [percent(row.get(phase, {}).get(name)) for name in names]
         table.add_row(*cells, percent(row.get("growth")))
     return table
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"

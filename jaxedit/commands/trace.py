@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from jaxedit.commands.common import say
+from jaxedit.configs import require_at_least
 from jaxedit.data.known import KnownFact, load_known
 from jaxedit.data.trace import encode_trace
 from jaxedit.diagnostics.layers import choose_layer, choose_span
@@ -94,12 +96,10 @@ def execute_trace(config: TraceRun, out: Console, err: Console) -> None:
     out.print(peak_table(found))
     if found.layer is not None and found.span is not None:
         layers = " ".join(map(str, found.span))
-        chosen = f"Layer {found.layer} for editors of one layer: --settings.layers {found.layer}\n"
-        chosen += (
-            f"Layers {found.span[0]} to {found.span[-1]} for editors of several: --settings.layers {layers}"
-        )
-        out.print(chosen, markup=False, highlight=False, soft_wrap=True)
-    out.print(f"Figure and numbers are in {config.out}", markup=False, highlight=False, soft_wrap=True)
+        several = f"Layers {found.span[0]} to {found.span[-1]} for editors of several"
+        say(out, f"Layer {found.layer} for editors of one layer: --settings.layers {found.layer}")
+        say(out, f"{several}: --settings.layers {layers}")
+    say(out, f"Figure and numbers are in {config.out}")
 
 
 def trace(config: TraceRun, report: Report) -> Traced:
@@ -148,9 +148,7 @@ def _peak(effect: np.ndarray) -> str:
 def _check(config: TraceRun) -> None:
     if config.out.exists():
         raise ConfigError(f"{config.out} exists already: choose another folder with --out")
-    for name in ("count", "subject_tokens", "samples", "window", "span"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    require_at_least(config, count=1, subject_tokens=1, samples=1, window=1, span=1)
     if not config.sites or len(set(config.sites)) != len(config.sites):
         raise ConfigError(f"sites are {config.sites}; give one or more, each once")
     if not config.noise > 0:

@@ -1,6 +1,5 @@
 """`jaxedit train`: trains the network of an editor that needs one."""
 
-import json
 import time
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -9,7 +8,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from jaxedit.commands.common import Computing, say
-from jaxedit.pipeline.train import RECORD, TrainRun, train
+from jaxedit.pipeline.train import TrainRun, train
 from jaxedit.report.progress import reporting
 
 
@@ -24,8 +23,7 @@ def execute_train(config: TrainRun, out: Console, err: Console) -> None:
     """Trains and tells what came of it."""
     start = time.monotonic()
     with reporting(err, "loading the model") as report:
-        file = train(config, report)
-    curve = json.loads((file.parent / RECORD).read_text())["held_out"]
+        file, curve = train(config, report)
     seconds = time.monotonic() - start
     say(out, f"Loss on the held-out facts: {curve[0]:.4f} untrained, {min(curve):.4f} at best.")
     say(out, f"The network is in {file}; it took {seconds:.0f} s. Edit with it:")

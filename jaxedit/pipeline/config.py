@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jaxedit.configs import build
+from jaxedit.configs import build, require_at_least
 from jaxedit.editors import Settings, method
 from jaxedit.editors.transforms import read_transform
 from jaxedit.errors import ConfigError
@@ -98,9 +98,7 @@ def check(config: RunConfig) -> None:
         )
     if chosen.request == "text" and config.text.file is None:
         raise ConfigError(f"editor {config.editor!r} learns from text: name a file with --text.file")
-    for name, least in (("count", 1), ("chunk", 1), ("batch_size", 0)):
-        if getattr(config, name) < least:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least {least}")
+    require_at_least(config, count=1, chunk=1, batch_size=0)
     devices_for(config.devices.way, config.devices.tensor)
     for text in config.transforms:
         read_transform(text)

@@ -96,11 +96,6 @@ def measures_at(
     report("measuring", len(chosen), len(chosen))
 
 
-def spaced(steps: int, points: int) -> list[int]:
-    """`points` steps from 0 to the last, evenly spread; all where there are fewer."""
-    return sorted({round(x) for x in np.linspace(0, steps, max(2, points))})
-
-
 class _Measured:
     """What is compiled or computed once for all steps."""
 

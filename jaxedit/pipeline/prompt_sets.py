@@ -25,6 +25,7 @@ from jaxedit.diagnostics.activations import (
 )
 from jaxedit.models.model import Model
 from jaxedit.models.sources import Checkpoint
+from jaxedit.pipeline.spread import spread
 from jaxedit.types import Params
 
 TEXT_LENGTH = 32  # tokens of a row of neutral text
@@ -47,12 +48,12 @@ def prompt_sets(
     first token out (`without_first`).
     """
     limit, tokenizer = checkpoint.model.config.max_positions, checkpoint.tokenizer
-    chosen = _spread(facts, count)
+    chosen = spread(facts, count)
     requests = encode_requests(chosen, tokenizer, ("",), max_length=limit)
     found = {"edited": PromptSet(fact_prompts(requests), FACT_POSITIONS)}
     others = list(dict.fromkeys(prompt for fact in facts for prompt in fact.neighborhood))
     if others:
-        rows = encode_prompts(_spread(others, count), tokenizer, max_length=limit)
+        rows = encode_prompts(spread(others, count), tokenizer, max_length=limit)
         found["neighborhood"] = PromptSet(text_prompts(*map(jnp.asarray, rows)), TEXT_POSITIONS)
     if text is not None:
         length = min(TEXT_LENGTH, limit)
@@ -60,12 +61,6 @@ def prompt_sets(
         valid = np.ones(blocks.shape, bool)
         found["text"] = PromptSet(text_prompts(jnp.asarray(blocks), jnp.asarray(valid)), TEXT_POSITIONS)
     return {name: PromptSet(without_first(one.prompts), one.positions) for name, one in found.items()}
-
-
-def _spread(items: Sequence, count: int) -> list:
-    if len(items) <= count:
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 class Collector:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,17 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxedit.configs import require_at_least
 from jaxedit.data.facts import Fact
 from jaxedit.data.sources import load_facts
 from jaxedit.editors import Settings, method
 from jaxedit.editors.hypernet import HyperConfig
 from jaxedit.editors.registry import METHODS
 from jaxedit.errors import ConfigError, FactError, RunError
-from jaxedit.models.sources import Checkpoint, load
+from jaxedit.models.sources import load
 from jaxedit.pipeline.prepare import Report, quiet
 from jaxedit.training.files import NetFile, save_net
 from jaxedit.training.hypernet import Trained, check, train_hypernetwork
-from jaxedit.training.lessons import Lessons, encode_lessons
+from jaxedit.training.lessons import encode_lessons
 from jaxedit.training.steps import TrainConfig
 
 NETWORK, RECORD = "network.safetensors", "record.json"
@@ -58,6 +58,13 @@ class TrainRun:
     """Of the network's start and the order of facts."""
 
 
+class Outcome(NamedTuple):
+    """What came of a training."""
+
+    file: Path  # the network
+    held_out: list[float]  # losses on the held-out facts; the first is that of the untrained network
+
+
 class Split(NamedTuple):
     """Facts for a training."""
 
@@ -65,8 +72,8 @@ class Split(NamedTuple):
     held_out: list[Fact]
 
 
-def train(config: TrainRun, report: Report = quiet) -> Path:
-    """Trains, or goes on with an unfinished training, and writes the network; returns its file.
+def train(config: TrainRun, report: Report = quiet) -> Outcome:
+    """Trains, or goes on with an unfinished training, and writes the network.
 
     Raises ConfigError, FactError and ModelError for what cannot work, RunError where the folder holds a finished
     network or another training.
@@ -78,7 +85,9 @@ def train(config: TrainRun, report: Report = quiet) -> Path:
     checkpoint = load(config.model, dtype=jnp.dtype(config.dtype))
     hyper = method(config.editor).configure(checkpoint.model.config, config.settings)
     split = split_facts(config)
-    learned, held_out = (encoded(config, checkpoint, facts) for facts in split)
+    limit = checkpoint.model.config.max_positions
+    learned = encode_lessons(split.learned, checkpoint.tokenizer, max_length=limit)
+    held_out = encode_lessons(split.held_out, checkpoint.tokenizer, max_length=limit)
     check(config.training, learned)
     start = time.monotonic()
     trained = train_hypernetwork(
@@ -98,7 +107,7 @@ def train(config: TrainRun, report: Report = quiet) -> Path:
     save_net(
         out / NETWORK, NetFile(trained.hypernet, hyper), checkpoint.fingerprint, facts=config.facts, ids=ids
     )
-    return out / NETWORK
+    return Outcome(out / NETWORK, content["held_out"])
 
 
 def check_train(config: TrainRun) -> None:
@@ -106,9 +115,7 @@ def check_train(config: TrainRun) -> None:
     if not method(config.editor).needs_net:
         trained = ", ".join(name for name, row in METHODS.items() if row.needs_net)
         raise ConfigError(f"editor {config.editor!r} edits without a trained network; train one of {trained}")
-    for name, least in (("count", 1), ("held_out", 1), ("paraphrases", 0), ("neighbors", 1)):
-        if getattr(config, name) < least:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least {least}")
+    require_at_least(config, count=1, held_out=1, paraphrases=0, neighbors=1)
 
 
 def split_facts(config: TrainRun) -> Split:
@@ -130,12 +137,6 @@ def split_facts(config: TrainRun) -> Split:
         for fact in facts[-wanted:]
     ]
     return Split(chosen[config.held_out :], chosen[: config.held_out])
-
-
-def encoded(config: TrainRun, checkpoint: Checkpoint, facts: Sequence[Fact]) -> Lessons:
-    """As the training reads them."""
-    limit = checkpoint.model.config.max_positions
-    return encode_lessons(facts, checkpoint.tokenizer, max_length=limit)
 
 
 def record(config: TrainRun, hyper: HyperConfig, trained: Trained, seconds: float) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
             first = (escape(run.name), escape(run.editor), edits) if index == 0 else ("", "", "")
             last = _growth(run) if index == 2 else ""
             style = "bold" if index == 2 else ""
-            scores = [_percent(means.get(name)) for name in (*SCORES, "S")]
+            scores = [percent(means.get(name)) for name in (*SCORES, "S")]
             table.add_row(*first, phase, *scores, last, style=style, end_section=index == 2)
     damaged = [f"{run.name}: {run.refused} updates were refused" for run in runs if run.refused]
     stopped = [f"{run.name}: stopped; `jaxedit resume` goes on with it" for run in runs if not run.finished]
@@ -55,7 +55,8 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
     return table
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """With one decimal; a dash for what was not measured."""
     return "–" if value is None or np.isnan(value) else f"{100 * value:.1f}"
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +40,8 @@ def save_net(file: str | Path, net: NetFile, fingerprint: str, **provenance: Any
 
 def learned_ids(file: str | Path, facts: str) -> frozenset[str]:
     """Ids of the facts of this set that the network was trained on or chosen by, where the file tells."""
-    provenance = _open(file)[0]
+    with _opened(file) as tensors:
+        provenance = _provenance(tensors)
     return frozenset(provenance.get("ids", ())) if provenance.get("facts") == facts else frozenset()
 
 
@@ -48,7 +51,9 @@ def load_net(file: str | Path, model: Model, fingerprint: str) -> NetFile:
     Raises StatisticsError where the file cannot be read, was trained on other weights, or has numbers that are not
     finite.
     """
-    provenance, found = _open(file)
+    with _opened(file) as tensors:
+        provenance = _provenance(tensors)
+        found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     weights, config = provenance["weights"], provenance["config"]
     if weights != fingerprint:
         raise StatisticsError(
@@ -66,18 +71,22 @@ def load_net(file: str | Path, model: Model, fingerprint: str) -> NetFile:
     return NetFile(jax.tree.unflatten(jax.tree.structure(abstract), leaves), config)
 
 
-def _open(file: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What the file says of the network, its settings built, and the arrays."""
+@contextmanager
+def _opened(file: str | Path) -> Iterator[Any]:
+    """The open file. What fails while it is read becomes a StatisticsError that names it."""
     try:
         with safe_open(file, framework="numpy") as tensors:
-            provenance = json.loads(tensors.metadata()["provenance"])
-            found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        built = {"weights": provenance["weights"], "config": build(HyperConfig, provenance["config"])}
+            yield tensors
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, ConfigError) as error:
         raise StatisticsError(
             f"{file} cannot be read as a trained network ({error}); train it again"
         ) from None
-    return provenance | built, found
+
+
+def _provenance(tensors: Any) -> dict[str, Any]:
+    """What the metadata of an open file say of the network, its settings built."""
+    content = json.loads(tensors.metadata()["provenance"])
+    return content | {"weights": content["weights"], "config": build(HyperConfig, content["config"])}
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxedit.configs import require_at_least
 from jaxedit.editors.hypernet import HyperConfig, Hypernet, fresh
 from jaxedit.errors import ConfigError
 from jaxedit.models.model import Model
@@ -74,10 +75,7 @@ def train_hypernetwork(
 
 def check(training: TrainConfig, lessons: Lessons) -> None:
     """Raises ConfigError for numbers that cannot work, naming setting and range."""
-    least_one = ("edits", "accumulate", "look_back", "steps", "every", "patience")
-    for name in least_one:
-        if getattr(training, name) < 1:
-            raise ConfigError(f"training: {name} is {getattr(training, name)}; it must be at least 1")
+    require_at_least(training, "training: ", edits=1, accumulate=1, look_back=1, steps=1, every=1, patience=1)
     for name in ("decay", "size_weight", "edit_weight", "locality_weight"):
         if not getattr(training, name) >= 0:
             raise ConfigError(f"training: {name} is {getattr(training, name)}; it must not be negative")

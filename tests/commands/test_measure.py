@@ -16,7 +16,8 @@ from jaxedit.data import Fact, dump_jsonl
 from jaxedit.diagnostics.meanings import ACTIVATION_MEASURES, PATH_MEASURES, WEIGHT_MEASURES
 from jaxedit.errors import ConfigError, RunError
 from jaxedit.pipeline.growth_record import growth_record
-from jaxedit.pipeline.measure import MeasureConfig, Row, measures_at, path_of_run, path_rows, spaced
+from jaxedit.pipeline.measure import MeasureConfig, Row, measures_at, path_of_run, path_rows
+from jaxedit.pipeline.spread import spread
 from jaxedit.trajectory.guard import Guard
 from jaxedit.trajectory.store import RunFolder
 from tests.reference.tiny import save_tiny, tiny_gpt2, tiny_tokenizer
@@ -228,6 +229,6 @@ def test_growth_laws_of_a_run(tmp_path: Path) -> None:
 
 
 def test_steps_are_spread_from_the_first_to_the_last() -> None:
-    assert spaced(10, 3) == [0, 5, 10]
-    assert spaced(3, 11) == [0, 1, 2, 3]
-    assert spaced(0, 5) == [0]
+    assert spread(range(11), 3) == [0, 5, 10]
+    assert spread(range(4), 11) == [0, 1, 2, 3]
+    assert spread(range(1), 5) == [0]

@@ -175,7 +175,7 @@ def run_contents() -> st.SearchStrategy[tuple[str, bytes]]:
 
     def of(name: str) -> st.SearchStrategy[bytes]:
         content = (run / name).read_bytes()
-        lines = (
+        lines: Any = (
             [json.loads(line) for line in content.splitlines()]
             if name.endswith("jsonl")
             else json.loads(content)

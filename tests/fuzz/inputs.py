@@ -46,12 +46,12 @@ KNOWEDIT = {
     "rephrase_prompt": "Paris is where?",
     "locality": {"near": [{"prompt": "Where is Lyon?", "ground_truth": ["France"]}]},
 }  # fmt: skip
-OWN = {
+OWN: dict[str, Any] = {
     "id": "a", "subject": "Paris", "prompt": "Paris lies in", "target_new": "Italy", "target_true": "France",
     "paraphrases": ["Where is Paris? In"], "neighborhood": ["Lyon lies in"],
 }  # fmt: skip
 LOADERS = {"original": counterfact, "flat": counterfact, "zsre": zsre, "knowedit": knowedit}
-RECORDS = {"original": ORIGINAL, "flat": FLAT, "zsre": ZSRE, "knowedit": KNOWEDIT}
+RECORDS: dict[str, dict[str, Any]] = {"original": ORIGINAL, "flat": FLAT, "zsre": ZSRE, "knowedit": KNOWEDIT}
 
 
 def run_facts(place: Path, case: tuple[str, bytes, bool]) -> None:
@@ -174,7 +174,9 @@ def good_header() -> tuple[dict[str, Any], bytes]:
     from tempfile import TemporaryDirectory
 
     rng = np.random.default_rng(0)
-    flat = {path: rng.normal(size=shape).astype(np.float32) for path, shape in Model(config).shapes.items()}
+    flat: dict[str, Any] = {
+        path: rng.normal(size=shape).astype(np.float32) for path, shape in Model(config).shapes.items()
+    }
     with TemporaryDirectory() as folder:
         content = (save_folder(Path(folder) / "model", flat, config, HF_CONFIG) / SINGLE).read_bytes()
     length = struct.unpack("<Q", content[:8])[0]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import Array
+from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
 from jaxedit.models.families import decoder_config
@@ -84,6 +85,31 @@ def torch_logits(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
     """Torch's logits, [N, T, vocab]."""
     with torch.no_grad():
         return model(torch.from_numpy(tokens)).logits.numpy()
+
+
+def rewritten(tiny: Tiny, folder: Path, change: Callable[[dict], dict]) -> Path:
+    """A copy of the checkpoint whose tensors went through `change(dict)`."""
+    tensors = load_file(tiny.folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def loaded(tiny: Tiny, folder: Path) -> dict[str, Array]:
+    """The parameters in `folder`, for the tiny model's configuration."""
+    return load_safetensors_folder(folder, tiny.model.config)
+
+
+def assert_same(tiny: Tiny, params: dict[str, Array]) -> None:
+    """All parameters are the tiny model's, bit for bit and in its order."""
+    assert list(params) == list(tiny.params)
+    for path, leaf in params.items():
+        np.testing.assert_array_equal(leaf, tiny.params[path], err_msg=path)
+
+
+def assert_bare_loads(tiny: Tiny, folder: Path, prefix: str, buffers: dict[str, np.ndarray]) -> None:
+    """Without the prefix of its names and with buffers that old versions saved the checkpoint is the same model."""
+    bare = rewritten(tiny, folder, lambda t: {n.removeprefix(prefix): a for n, a in t.items()} | buffers)
+    assert_same(tiny, loaded(tiny, bare))
 
 
 @pytest.fixture(scope="session")

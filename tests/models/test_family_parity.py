@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
 
 from jaxedit.errors import ModelError
 from jaxedit.models.decoder import Tap, causal_mask, positions
@@ -17,7 +16,7 @@ from jaxedit.models.families import FAMILIES
 from jaxedit.models.weights import load_safetensors_folder
 from tests.reference import layout
 
-from .conftest import Tiny, torch_logits
+from .conftest import Tiny, assert_bare_loads, assert_same, loaded, rewritten, torch_logits
 
 TOLERANCE = 1e-5
 BUFFERS = {
@@ -181,32 +180,15 @@ def test_bfloat16_is_as_near_as_that_of_transformers(family: Tiny, tokens: np.nd
     assert np.square(ours - full).mean() <= 1.5 * np.square(theirs - full).mean()
 
 
-def rewritten(tiny: Tiny, folder: Path, change) -> dict:
-    """What loads from a copy of the checkpoint whose tensors went through `change(dict)`."""
-    tensors = load_file(tiny.folder / "model.safetensors")
-    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
-    return load_safetensors_folder(folder, tiny.model.config)
-
-
-def same(tiny: Tiny, loaded: dict) -> None:
-    assert list(loaded) == list(tiny.params)
-    for path, leaf in loaded.items():
-        np.testing.assert_array_equal(leaf, tiny.params[path], err_msg=path)
-
-
 def test_names_without_prefix_and_legacy_buffers_load(family: Tiny, tmp_path: Path) -> None:
     name = family.model.config.family
-    prefix, buffers = FAMILIES[name].prefix, BUFFERS.get(name, LLAMA_BUFFERS)
-    bare = rewritten(
-        family, tmp_path, lambda tensors: {n.removeprefix(prefix): t for n, t in tensors.items()} | buffers
-    )
-    same(family, bare)
+    assert_bare_loads(family, tmp_path, FAMILIES[name].prefix, BUFFERS.get(name, LLAMA_BUFFERS))
 
 
 def test_shards_load_as_one_file(family: Tiny, tmp_path: Path) -> None:
     family.torch.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    same(family, load_safetensors_folder(tmp_path, family.model.config))
+    assert_same(family, loaded(family, tmp_path))
 
 
 def test_a_tied_head_may_be_stored_under_any_of_its_names_but_not_differ(
@@ -217,9 +199,9 @@ def test_a_tied_head_may_be_stored_under_any_of_its_names_but_not_differ(
     assert tied.model.config.tied_head
     table = next(t.name for t in FAMILIES[name].tensors(tied.model.config) if t.paths == ("embedding",))
     for head in FAMILIES[name].heads:
-        same(tied, rewritten(tied, tmp_path, lambda t, head=head: t | {head: t[table]}))
+        assert_same(tied, loaded(tied, rewritten(tied, tmp_path, lambda t, head=head: t | {head: t[table]})))
         with pytest.raises(ModelError, match="tie_word_embeddings"):
-            rewritten(tied, tmp_path, lambda t, head=head: t | {head: t[table] + 1})
+            loaded(tied, rewritten(tied, tmp_path, lambda t, head=head: t | {head: t[table] + 1}))
 
 
 def test_the_head_goes_by_its_old_and_its_new_name(made, tmp_path: Path) -> None:
@@ -230,5 +212,8 @@ def test_the_head_goes_by_its_old_and_its_new_name(made, tmp_path: Path) -> None
         head = next(tensors.pop(name) for name in (old, new) if name in tensors)
         return tensors | {new: head}
 
-    same(neox, rewritten(neox, tmp_path, renamed))
-    same(neox, rewritten(neox, tmp_path, lambda t: {old if n == new else n: a for n, a in t.items()}))
+    def back(tensors: dict) -> dict:
+        return {old if name == new else name: tensor for name, tensor in tensors.items()}
+
+    for change in (renamed, back):
+        assert_same(neox, loaded(neox, rewritten(neox, tmp_path, change)))

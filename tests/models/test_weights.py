@@ -8,31 +8,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jaxedit.errors import ModelError
 from jaxedit.models.tensorfiles import read_json
 from jaxedit.models.weights import load_safetensors_folder, save_folder
 
-from .conftest import Tiny, make, torch_logits
-
-
-def _rewritten(tiny: Tiny, folder: Path, change) -> Path:
-    """A copy of the checkpoint whose tensors went through `change(dict)`."""
-    tensors = load_file(tiny.folder / "model.safetensors")
-    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def _load(tiny: Tiny, folder: Path) -> dict:
-    return load_safetensors_folder(folder, tiny.model.config)
-
-
-def _same(tiny: Tiny, loaded: dict) -> None:
-    assert list(loaded) == list(tiny.params)
-    for path, leaf in loaded.items():
-        np.testing.assert_array_equal(leaf, tiny.params[path], err_msg=path)
+from .conftest import Tiny, assert_bare_loads, assert_same, loaded, make, rewritten, torch_logits
 
 
 def test_export_reloads_in_transformers_as_the_same_model(
@@ -47,7 +29,7 @@ def test_export_reloads_in_transformers_as_the_same_model(
     texts = "The Eiffel Tower is 330 metres"
     before, after = (AutoTokenizer.from_pretrained(path)(texts) for path in (tiny.folder, folder))
     assert before["input_ids"] == after["input_ids"]
-    _same(tiny, _load(tiny, folder))
+    assert_same(tiny, loaded(tiny, folder))
 
 
 def test_export_in_bfloat16_says_so_and_loads(typical: Tiny, tmp_path: Path) -> None:
@@ -55,8 +37,8 @@ def test_export_in_bfloat16_says_so_and_loads(typical: Tiny, tmp_path: Path) -> 
     config = typical.model.config
     save_folder(tmp_path / "out", typical.params, config, hf_config, dtype=jnp.bfloat16)
     assert read_json(tmp_path / "out" / "config.json")["dtype"] == "bfloat16"
-    loaded = load_safetensors_folder(tmp_path / "out", config, jnp.bfloat16)
-    for path, leaf in loaded.items():
+    low = load_safetensors_folder(tmp_path / "out", config, jnp.bfloat16)
+    for path, leaf in low.items():
         np.testing.assert_array_equal(leaf, typical.params[path].astype(jnp.bfloat16), err_msg=path)
 
 
@@ -87,26 +69,23 @@ def test_names_without_prefix_and_legacy_buffers_load(typical: Tiny, tmp_path: P
         },
         "llama": {"layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32)},
     }[typical.model.config.family]
-    folder = _rewritten(
-        typical, tmp_path, lambda tensors: {n.removeprefix(prefix): t for n, t in tensors.items()} | buffers
-    )
-    _same(typical, _load(typical, folder))
+    assert_bare_loads(typical, tmp_path, prefix, buffers)
 
 
 def test_shards_load_as_one_file(typical: Tiny, tmp_path: Path) -> None:
     typical.torch.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    _same(typical, _load(typical, tmp_path))
+    assert_same(typical, loaded(typical, tmp_path))
     next(iter(sorted(tmp_path.glob("*.safetensors")))).unlink()
     with pytest.raises(ModelError, match=r"absent.*model-00001-of"):
-        _load(typical, tmp_path)
+        loaded(typical, tmp_path)
 
 
 def test_index_may_not_leave_the_folder(typical: Tiny, tmp_path: Path) -> None:
     index = {"weight_map": {"a": "../elsewhere.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"\.\./elsewhere"):
-        _load(typical, tmp_path)
+        loaded(typical, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -114,15 +93,15 @@ def test_index_may_not_leave_the_folder(typical: Tiny, tmp_path: Path) -> None:
 )
 def test_tied_head_may_be_stored_but_not_differ(tmp_path: Path, kind: str, table: str) -> None:
     tied = make(kind, tmp_path)
-    _same(tied, _load(tied, _rewritten(tied, tmp_path, lambda t: t | {"lm_head.weight": t[table]})))
-    _rewritten(tied, tmp_path, lambda t: t | {"lm_head.weight": t[table] + 1})
+    assert_same(tied, loaded(tied, rewritten(tied, tmp_path, lambda t: t | {"lm_head.weight": t[table]})))
+    rewritten(tied, tmp_path, lambda t: t | {"lm_head.weight": t[table] + 1})
     with pytest.raises(ModelError, match="tie_word_embeddings"):
-        _load(tied, tmp_path)
+        loaded(tied, tmp_path)
 
 
 def test_bfloat16_files_load(typical: Tiny, tmp_path: Path) -> None:
-    _rewritten(typical, tmp_path, lambda t: {n: a.astype(ml_dtypes.bfloat16) for n, a in t.items()})
-    for path, leaf in _load(typical, tmp_path).items():
+    rewritten(typical, tmp_path, lambda t: {n: a.astype(ml_dtypes.bfloat16) for n, a in t.items()})
+    for path, leaf in loaded(typical, tmp_path).items():
         np.testing.assert_array_equal(leaf, typical.params[path].astype(jnp.bfloat16).astype(jnp.float32))
 
 
@@ -141,9 +120,9 @@ def test_all_faults_come_in_one_error(typical: Tiny, tmp_path: Path) -> None:
         del tensors[missing]
         return tensors
 
-    _rewritten(typical, tmp_path, spoil)
+    rewritten(typical, tmp_path, spoil)
     with pytest.raises(ModelError) as caught:
-        _load(typical, tmp_path)
+        loaded(typical, tmp_path)
     message = str(caught.value)
     missing, shape, nan, kind, twice = spoil.named
     assert f"{missing}: missing, expected shape" in message
@@ -176,7 +155,7 @@ def test_hostile_header_is_a_named_error(typical: Tiny, tmp_path: Path, case: st
         content = struct.pack("<Q", len(content)) + content + bytes(8)
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match=r"model\.safetensors is truncated or not a safetensors file.*again"):
-        _load(typical, tmp_path)
+        loaded(typical, tmp_path)
 
 
 def test_truncated_file_is_a_named_error(typical: Tiny, tmp_path: Path) -> None:
@@ -184,9 +163,9 @@ def test_truncated_file_is_a_named_error(typical: Tiny, tmp_path: Path) -> None:
     for size in (4, 100, len(content) // 2, len(content) - 1):
         (tmp_path / "model.safetensors").write_bytes(content[:size])
         with pytest.raises(ModelError, match=r"model\.safetensors is truncated"):
-            _load(typical, tmp_path)
+            loaded(typical, tmp_path)
 
 
 def test_folder_without_safetensors_says_what_to_do(typical: Tiny, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="save the model as safetensors"):
-        _load(typical, tmp_path)
+        loaded(typical, tmp_path)

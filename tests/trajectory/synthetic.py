@@ -53,7 +53,7 @@ def first_matrices(shapes: Shapes, seed: int = 0) -> Matrices:
 def random_factors(rng: np.random.Generator, shapes: Shapes, updates: int, rank: int) -> dict[str, LowRank]:
     """Factors of some updates, leading axis `updates`."""
 
-    def draw(*shape: int) -> np.ndarray:
+    def draw(*shape: int) -> Any:
         return (SIZE * rng.normal(size=shape)).astype(np.float32)
 
     return {
@@ -64,7 +64,10 @@ def random_factors(rng: np.random.Generator, shapes: Shapes, updates: int, rank:
 
 def new_run(path: Path, edited: Matrices, state: State, updates: int) -> RunFolder:
     """A run folder before the first update."""
-    documents = {"config": {"editor": "adding", "count": updates}, "environment": {"fingerprint": "0" * 64}}
+    documents: dict[str, dict[str, Any]] = {
+        "config": {"editor": "adding", "count": updates},
+        "environment": {"fingerprint": "0" * 64},
+    }
     facts = "".join(json.dumps({"id": f"fact-{i}"}) + "\n" for i in range(updates))
     return create(path, documents, facts, edited, state)
 
@@ -84,7 +87,7 @@ class Synthetic(NamedTuple):
     """A run that was written, and what it came to."""
 
     path: Path
-    truth: list[dict[str, np.ndarray]]  # the matrices after 0, 1, ... chunks, as the driver had them
+    truth: list[dict[str, Any]]  # the matrices after 0, 1, ... chunks, as the driver had them, in NumPy
     state: State  # the editor's first one
     rerun: Rerun
 
@@ -114,7 +117,8 @@ def write_run(
         return Chunk(drawn, None, jnp.arange(chunk) < count)
 
     def rerun(edited: Matrices, state: State, entry: Finished, count: int) -> tuple[Matrices, State]:
-        return apply(*jax.tree.map(jnp.copy, (edited, {}, state)), requests(entry.first, count))[:2]
+        edited, state = jax.tree.map(jnp.copy, (edited, state))
+        return apply(edited, {}, state, requests(entry.first, count))[:2]
 
     edited = first_matrices(shapes, seed)
     state = editor.init(Params(edited, {}))

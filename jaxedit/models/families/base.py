@@ -129,6 +129,13 @@ class Settings:
         """As `number`, but None where the key is null; `default` where it is absent."""
         return None if self.values.get(name, default) is None else self.number(name, default)
 
+    def heads(self, width: tuple[str, int], count: tuple[str, int]) -> tuple[int, int]:
+        """The model's width and its number of heads, which divides it; each is given by its key and default."""
+        d_model, n_heads = self.integer(*width), self.integer(*count)
+        if d_model % n_heads:
+            raise self.wrong(width[0], f"a multiple of {count[0]} = {n_heads}")
+        return d_model, n_heads
+
     def flag(self, name: str, default: bool) -> bool:
         """True or false; `default` where the key is absent or null."""
         value = self._given(name, default)

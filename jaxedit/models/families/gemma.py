@@ -11,7 +11,7 @@ from typing import Any
 from jaxedit.errors import ModelError
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.families.base import Family, HFConfig, Settings
-from jaxedit.models.families.layers import read_windows
+from jaxedit.models.families.layers import with_windows
 from jaxedit.models.families.llama import LEGACY, Defaults, read, tensors
 from jaxedit.models.families.rope import read_rope
 
@@ -91,13 +91,10 @@ def _common(settings: Settings, defaults: Defaults, every: int) -> DecoderConfig
     settings.refuse("use_bidirectional_attention", False)
     base, bias = read(settings, defaults), settings.flag("attention_bias", False)
     window = settings.optional_integer("sliding_window", 4096)
-    window, local = read_windows(settings, window, base.n_layers, lambda layer: (layer + 1) % every != 0)
     return replace(
-        base,
+        with_windows(settings, base, window, lambda layer: (layer + 1) % every != 0),
         attention_bias=bias,
         attention_out_bias=bias,
-        window=window,
-        local_layers=local,
         query_scale=settings.number("query_pre_attn_scalar", 256) ** -0.5,
         embedding_scale=base.d_model**0.5,
         norm_offset=1.0,

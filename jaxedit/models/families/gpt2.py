@@ -21,9 +21,7 @@ def config(values: HFConfig) -> DecoderConfig:
     settings.refuse("scale_attn_weights", True)
     settings.refuse("scale_attn_by_inverse_layer_idx", False)
     settings.refuse("add_cross_attention", False)
-    d_model, n_heads = settings.integer("n_embd", 768), settings.integer("n_head", 12)
-    if d_model % n_heads:
-        raise settings.wrong("n_embd", f"a multiple of n_head = {n_heads}")
+    d_model, n_heads = settings.heads(("n_embd", 768), ("n_head", 12))
     return DecoderConfig(
         family="gpt2",
         vocab_size=settings.integer("vocab_size", 50257),

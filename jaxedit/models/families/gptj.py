@@ -18,9 +18,7 @@ def config(values: HFConfig) -> DecoderConfig:
     Raises ModelError for a value of the wrong kind or an option that this library does not compute.
     """
     settings = Settings(values, "gptj")
-    d_model, n_heads = settings.integer("n_embd", 4096), settings.integer("n_head", 16)
-    if d_model % n_heads:
-        raise settings.wrong("n_embd", f"a multiple of n_head = {n_heads}")
+    d_model, n_heads = settings.heads(("n_embd", 4096), ("n_head", 16))
     head_dim, rotary_dim = d_model // n_heads, settings.optional_integer("rotary_dim", 64)
     if rotary_dim is None or rotary_dim % 2 or rotary_dim > head_dim:
         raise settings.wrong("rotary_dim", f"an even number, {head_dim} (a head's size) at most")

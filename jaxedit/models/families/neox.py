@@ -19,9 +19,7 @@ def config(values: HFConfig) -> DecoderConfig:
     Raises ModelError for a value of the wrong kind or an option that this library does not compute.
     """
     settings = Settings(values, "gpt_neox")
-    d_model, n_heads = settings.integer("hidden_size", 6144), settings.integer("num_attention_heads", 64)
-    if d_model % n_heads:
-        raise settings.wrong("hidden_size", f"a multiple of num_attention_heads = {n_heads}")
+    d_model, n_heads = settings.heads(("hidden_size", 6144), ("num_attention_heads", 64))
     given = rope_values(settings)
     theta, scaling = read_rope(settings, given, settings.number("rotary_emb_base", 10000.0))
     bias = settings.flag("attention_bias", True)

@@ -21,10 +21,8 @@ def config(values: HFConfig) -> DecoderConfig:
     settings.refuse("do_layer_norm_before", True)
     settings.refuse("_remove_final_layer_norm", False)
     settings.refuse("layer_norm_elementwise_affine", True)
-    d_model, n_heads = settings.integer("hidden_size", 768), settings.integer("num_attention_heads", 12)
+    d_model, n_heads = settings.heads(("hidden_size", 768), ("num_attention_heads", 12))
     settings.refuse("word_embed_proj_dim", d_model)
-    if d_model % n_heads:
-        raise settings.wrong("hidden_size", f"a multiple of num_attention_heads = {n_heads}")
     bias = settings.flag("enable_bias", True)
     return DecoderConfig(
         family="opt",

@@ -1,10 +1,8 @@
 """Phi-3 (Abdin et al. 2024, arXiv 2404.14219): Llama with fused matrices (query, key, value; gate, up)."""
 
-from dataclasses import replace
-
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.families.base import Family, HFConfig, Settings, TensorMap, linear, rms_norm
-from jaxedit.models.families.layers import read_windows
+from jaxedit.models.families.layers import with_windows
 from jaxedit.models.families.llama import LEGACY, NORMS, Defaults, read
 
 
@@ -19,8 +17,7 @@ def config(values: HFConfig) -> DecoderConfig:
     defaults = Defaults(vocab_size=32064, d_ff=8192, max_positions=4096, d_model=3072, norm_eps=1e-5)
     base = read(settings, defaults, scalings=("default",), partial=True)
     window = settings.optional_integer("sliding_window")
-    window, local = read_windows(settings, window, base.n_layers, lambda layer: window is not None)
-    return replace(base, window=window, local_layers=local)
+    return with_windows(settings, base, window, lambda layer: window is not None)
 
 
 def tensors(config: DecoderConfig) -> list[TensorMap]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.families.base import Family, HFConfig, Settings
-from jaxedit.models.families.layers import read_windows
+from jaxedit.models.families.layers import with_windows
 from jaxedit.models.families.llama import LEGACY, Defaults, read, tensors
 
 
@@ -38,10 +38,7 @@ def _windowed(settings: Settings, base: DecoderConfig) -> DecoderConfig:
     first = settings.values.get("max_window_layers", 28)
     if isinstance(first, bool) or not isinstance(first, int) or first < 0:
         raise settings.wrong("max_window_layers", "a number of layers")
-    window, local = read_windows(
-        settings, window, base.n_layers, lambda layer: window is not None and layer >= first
-    )
-    return replace(base, window=window, local_layers=local)
+    return with_windows(settings, base, window, lambda layer: window is not None and layer >= first)
 
 
 QWEN2 = Family(model_type="qwen2", prefix="model.", ignored=LEGACY, config=qwen2_config, tensors=tensors)
