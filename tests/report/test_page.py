@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def downloaded(page: Any, figure: str) -> list[dict[str, str]]:
     with page.expect_download() as download:
         page.click(f"#{figure} a.numbers")
     assert download.value.suggested_filename == f"{figure}.csv"
-    return list(csv.DictReader(io.StringIO(download.value.path().read_text(newline=""))))
+    return list(csv.DictReader(io.StringIO(download.value.path().read_bytes().decode())))
 
 
 def test_every_figure_is_drawn_without_errors_or_requests(opened: Any) -> None:
@@ -176,6 +177,9 @@ def test_every_figure_is_drawn_without_errors_or_requests(opened: Any) -> None:
     assert [url for url in opened.asked if not url.startswith(("file:", "data:", "blob:"))] == []
     assert opened.evaluate("window.broken") is None
     assert opened.inner_text("h1").startswith(HOSTILE)
+    assert opened.locator("[data-title*=Share]").count() == 0, (
+        "a button of plotly's that would upload the figure"
+    )
 
 
 def test_pointing_at_a_line_shows_its_number(opened: Any) -> None:
@@ -183,10 +187,11 @@ def test_pointing_at_a_line_shows_its_number(opened: Any) -> None:
     plot.scroll_into_view_if_needed()
     box = plot.locator(".nsewdrag").first.bounding_box()
     opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    hover = plot.locator(".hoverlayer .legend text, .hoverlayer .hovertext text").first
-    hover.wait_for()
-    assert "0.5" in " ".join(plot.locator(".hoverlayer text").all_inner_texts())
-    assert HOSTILE in " ".join(plot.locator(".hoverlayer text").all_text_contents())
+    text = plot.locator(".hoverlayer text")
+    text.first.wait_for()
+    shown = " ".join(text.all_text_contents())
+    assert "0.5" in shown
+    assert HOSTILE in shown
 
 
 def test_menus_choose_what_is_drawn_and_downloaded(opened: Any) -> None:
@@ -201,6 +206,16 @@ def test_menus_choose_what_is_drawn_and_downloaded(opened: Any) -> None:
     found = {(row["model"], row["updates"], row["layer"]): row["value"] for row in rows}
     assert found["edited", "30", "2"] == "30.2"
     assert opened.evaluate("document.querySelector('#vectors-map .plot').data[0].z[1][2]") == 30.2
+
+
+@pytest.mark.parametrize("figure", ["scores", "norm-map"])
+def test_a_figure_is_downloaded_as_svg(figure: str, opened: Any) -> None:
+    with opened.expect_download() as download:
+        opened.click(f"#{figure} a.picture")
+    assert download.value.suggested_filename == f"{figure}.svg"
+    root = ElementTree.parse(download.value.path()).getroot()
+    assert root.tag.endswith("}svg")
+    assert len(list(root.iter())) > 50
 
 
 def test_the_downloaded_scores_are_those_of_the_record(opened: Any) -> None:

@@ -10,6 +10,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3
 DASHES = ("solid", "dash", "dot")
 INK, FAINT, GRID = "#333333", "#8C8C8C", "#ECECEC"
 VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (190, 210, 40))
+DIVERGING = [[0, "#2166AC"], [0.25, "#92C5DE"], [0.5, "#F7F7F7"], [0.75, "#F4A582"], [1, "#B2182B"]]
 POINTS = 1000  # of a line or a row of a map, at most; of more, so many evenly spread
 FEW = 12  # points of a line that are marked one by one
 DIGITS = 7  # significant ones that are kept: those of float32
@@ -101,14 +102,14 @@ def map_view(
     """Heat maps side by side with one scale; around `middle`, where given, the scale has two colours."""
     keep = thinned(len(x))
     scale: dict[str, Any] = {
-        "colorscale": "Viridis" if middle is None else "RdBu",
+        "colorscale": "Viridis" if middle is None else DIVERGING,
         "colorbar": {"title": {"text": colour_title, "side": "right"}, "thickness": 12, "outlinewidth": 0},
     }
     values = np.concatenate([z.ravel() for _, z in panels])
     values = values[np.isfinite(values)]
     if middle is not None and len(values):
         reach = float(np.abs(values - middle).max()) or 1.0
-        scale |= {"cmin": middle - reach, "cmax": middle + reach, "reversescale": True}
+        scale |= {"cmin": middle - reach, "cmax": middle + reach}
     traces = [
         {
             "type": "heatmap",

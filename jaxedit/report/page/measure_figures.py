@@ -17,9 +17,9 @@ FIRST = ("residual", "mlp", "growth", "relative_distance", "frobenius", "overlap
 CONTROLS = ("_chance", "_floor", "_before")
 FEW_STEPS = 24  # that stand side by side whatever lies between them
 GROUPS = {
-    "matrices": ("Measures of the edited matrices", "Subspaces are those of the leading singular vectors."),
+    "matrices": ("Edited matrices", "Subspaces are those of the leading singular vectors."),
     "vectors": (
-        "Vectors inside the model: norms and subspaces",
+        "Vectors inside the model",
         "Vectors of the same prompts in the edited and the unedited model; subspaces are those of their leading "
         "principal directions.",
     ),

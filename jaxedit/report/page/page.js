@@ -1,16 +1,22 @@
 "use strict";
 // Draws every figure from the JSON beside it; menus choose among its views; links hand out what is shown.
 
-const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "autoScale2d"] };
+const CONFIG = {
+  displaylogo: false,
+  responsive: true,
+  showSendToCloud: false,
+  modeBarButtonsToRemove: ["lasso2d", "autoScale2d"],
+};
 const LAYOUT = {
-  height: 360,
   margin: { l: 64, r: 16, t: 30, b: 56 },
   paper_bgcolor: "#fff",
   plot_bgcolor: "#fff",
   font: { family: 'system-ui, "Segoe UI", "DejaVu Sans", sans-serif', size: 13, color: "#333" },
   hoverlabel: { namelength: -1, font: { size: 12 } },
-  legend: { orientation: "h", x: 0, xanchor: "left", y: -0.22, yanchor: "top" },
 };
+const HEIGHT = 270; // of the axes, where a figure says nothing else
+const ROW = 25; // of a legend
+const LETTER = 7.4; // width of one in a legend, about; a name has its line before it
 const AXIS = { gridcolor: "#ECECEC", linecolor: "#8C8C8C", showline: true, zerolinecolor: "#C8C8C8", automargin: true };
 const LISTED = 12; // facts named of a selection
 
@@ -24,6 +30,18 @@ function escaped(value, key = "") {
     return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, escaped(inner, name)]));
   }
   return value;
+}
+
+/** A legend below the axes takes room of its own, however many names it has. */
+function withLegend(traces, layout, width) {
+  if (layout.height) return layout;
+  const names = traces.filter((trace) => trace.showlegend !== false).map((trace) => trace.name);
+  const longest = Math.max(...names.map((name) => name.length));
+  const columns = Math.max(1, Math.floor((width - 90) / (longest * LETTER + 50)));
+  const room = LAYOUT.margin.b + (layout.showlegend === false ? 0 : ROW * Math.ceil(names.length / columns));
+  const place = { orientation: "h", x: 0, xanchor: "left", y: -LAYOUT.margin.b / HEIGHT, yanchor: "top", maxheight: 1 };
+  const height = LAYOUT.margin.t + HEIGHT + room;
+  return { ...layout, height, margin: { ...LAYOUT.margin, b: room }, legend: place };
 }
 
 function csv(rows) {
@@ -85,7 +103,7 @@ function start(figure) {
   }
 
   function draw(view) {
-    const layout = { ...LAYOUT, dragmode: data.selects ? "select" : "zoom", ...escaped(view.layout) };
+    const layout = { ...LAYOUT, dragmode: data.selects ? "select" : "zoom", ...escaped(withLegend(view.traces, view.layout, plot.clientWidth)) };
     for (const axis of Object.keys(layout).filter((part) => /^[xy]axis/.test(part))) {
       layout[axis] = { ...AXIS, ...layout[axis] };
     }

@@ -18,6 +18,7 @@ from jaxedit.report.page.source import Source
 from jaxedit.report.page.tables import documents, tables
 
 PACKAGE = "jaxedit.report.page"
+NAMED = 4  # runs in the title, at most
 
 
 def write_page(sources: Sequence[Source], file: str | Path) -> Path:
@@ -39,8 +40,7 @@ def write_page(sources: Sequence[Source], file: str | Path) -> Path:
         lstrip_blocks=True,
     )
     page = environment.get_template("page.html").render(
-        title=", ".join(labels),
-        labels=labels,
+        title=", ".join(labels) if len(labels) <= NAMED else f"{len(labels)} runs",
         tables=tables(sources, labels),
         figures=figures,
         payload=payload,
