@@ -167,6 +167,11 @@ def panel_layout(
     return layout
 
 
+def layer_axis(layers: Iterable[np.ndarray]) -> dict[str, Any]:
+    """Ticks at whole layers only."""
+    return {"dtick": 1 if np.ptp(np.concatenate(list(layers))) < FEW else 5}
+
+
 def thinned(count: int) -> np.ndarray:
     """Indices of at most `POINTS` evenly spread points, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, POINTS)).round().astype(int))

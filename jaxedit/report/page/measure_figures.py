@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 
 from jaxedit.diagnostics.meanings import ACTIVATION_MEASURES, PATH_MEASURES, WEIGHT_MEASURES
-from jaxedit.report.page.figure import FAINT, INK, Figure, Line, View, colour_of, line_view, map_view
+from jaxedit.report.page.figure import (
+    FAINT,
+    INK,
+    Figure,
+    Line,
+    View,
+    colour_of,
+    layer_axis,
+    line_view,
+    map_view,
+)
 from jaxedit.report.page.source import Source
 from jaxedit.report.record import kind_of, layer_of
 
@@ -30,7 +40,7 @@ BESIDE = (
 )
 CONTROLLED = (
     "The same after the last step measured, beside its controls: a random change of the same size, what sampling "
-    "alone makes (floor), what random subspaces give (chance), the unedited model. A shift leaves all of them."
+    "alone makes (floor), what random subspaces give (chance), the unedited model."
 )
 Table = dict[tuple[str, str, str, str], dict[tuple[str, int], dict[int, float]]]
 """[matrix or vector, prompts, position, measure][model, step][layer]."""
@@ -125,7 +135,8 @@ def _profiles(label: str, table: Table, group: str) -> Iterator[View]:
         lines = [_profile(name, row, colour, dash) for name, row, colour, dash in drawn if row]
         key = (label, what, prompts, position, measure)
         meaning = f"After {last} updates: {_meaning(measure, group)}"
-        yield line_view(key, [("", lines)], "layer", measure.replace("_", " "), note=meaning)
+        axis = layer_axis(line.x for line in lines)
+        yield line_view(key, [("", lines)], "layer", measure.replace("_", " "), x_axis=axis, note=meaning)
 
 
 def _varied(row: dict[int, float]) -> dict[int, float]:

@@ -96,7 +96,8 @@ function start(figure) {
       if (!choices.includes(key[place])) key[place] = choices[0];
       menu.replaceChildren(...choices.map((choice) => new Option(choice || "–", choice)));
       menu.value = key[place];
-      menu.parentElement.hidden = new Set(data.views.map((view) => view.key[place])).size < 2;
+      const known = data.menus[place] === "run" && document.body.dataset.runs > 1;
+      menu.parentElement.hidden = !known && new Set(data.views.map((view) => view.key[place])).size < 2;
       views = views.filter((view) => view.key[place] === key[place]);
     });
     draw(views[0]);

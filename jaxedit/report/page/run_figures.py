@@ -15,6 +15,7 @@ from jaxedit.report.page.figure import (
     View,
     colour_of,
     dash_of,
+    layer_axis,
     line_view,
     map_view,
     numbers,
@@ -254,7 +255,9 @@ def norms_by_layer(sources: Sequence[Source], labels: Sequence[str]) -> Figure:
                 Line("unedited model", layers, unedited, FAINT, markers=True),
                 Line("edited layers, after the run", edited, after, colour_of(1), markers=True),
             ]
-            view = line_view((label, kind), [("", lines)], "layer", QUANTITIES["norm"])
+            view = line_view(
+                (label, kind), [("", lines)], "layer", QUANTITIES["norm"], x_axis=layer_axis([layers])
+            )
             view.traces[1]["mode"] = "markers"
             views.append(view)
     caption = "Whether the edited matrices leave the range of those that nothing was written into."
