@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from jaxedit.report.page.figure import Figure
+from jaxedit.report.page.figure import POINTS, Figure
 from jaxedit.report.page.measure_figures import measure_figures
 from jaxedit.report.page.run_figures import run_figures
 from jaxedit.report.page.source import Source
@@ -44,6 +44,7 @@ def write_page(sources: Sequence[Source], file: str | Path) -> Path:
         tables=tables(sources, labels),
         figures=figures,
         payload=payload,
+        points=POINTS,
         documents=list(zip(labels, map(documents, sources), strict=True)),
         looks=Markup(looks),
         scripts=[Markup(text) for text in scripts],
