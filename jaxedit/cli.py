@@ -44,9 +44,9 @@ from jaxedit.errors import ConfigError, FactError, JaxeditError
 from jaxedit.export import export
 from jaxedit.models.sources import default_cache
 from jaxedit.pipeline import RunConfig, Stop
-from jaxedit.report.figures import write_figures
+from jaxedit.report.figures import Format, write_figures
+from jaxedit.report.page import measure_folders, read_source, write_page
 from jaxedit.report.progress import reporting
-from jaxedit.report.record import read_run
 from jaxedit.report.tables import editor_table, fact_table, run_table
 from jaxedit.trajectory.files import write_sums
 from jaxedit.trajectory.guard import Policy
@@ -55,7 +55,7 @@ from jaxedit.trajectory.store import RunFolder
 BAD_INPUT, STOPPED, TERMINATED = 2, 130, 143
 CACHED_SECONDS = 0.3  # programs that compile faster than this are not kept
 CACHED_BYTES = 2 * 1024**3
-COMPARISON = "comparison"
+COMPARISON, PAGE = "comparison", "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +86,19 @@ class Trace(Computing):
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Common):
-    """Write the figures of runs again, and print their table."""
+    """Write the figures of runs again, and report.html, one page that needs no network; print their table."""
 
     runs: Positional[tuple[Path, ...]]
     """Run folders."""
     out: Path | None = None
-    """Folder for the figures that compare several runs; by default `comparison` beside the first of them."""
+    """Folder for the page and for the figures that compare several runs; by default `comparison` beside the first
+    of them, and the figures' own folder for the page of a single run."""
+    measures: tuple[Path, ...] = ()
+    """Folders that `jaxedit measure` wrote of these runs; RUN-measures is found without."""
+    formats: tuple[Format, ...] = ("png", "svg")
+    """What figures are written as, for publications."""
+    page: bool = True
+    """Write report.html: interactive figures, heat maps, what was measured, and all their numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,8 +229,8 @@ def execute(command: Command, out: Console, err: Console) -> None:
             execute_trace(config, out, err)
         case Measure():
             execute_measure(command, out, err)
-        case Report(runs=runs, out=folder):
-            _report(runs, folder, out)
+        case Report():
+            _report(command, out)
         case Export(run=run, out=folder, dtype=dtype, step=step):
             say(out, f"The edited model is in {export(run, folder, jnp.dtype(dtype), step)}")
         case Editors():
@@ -242,7 +249,7 @@ def _edit(edit: Any, out: Console, err: Console) -> None:
         say(err, f"stopped; `jaxedit resume {folder.path}` goes on after {folder.updates} updates")
         raise SystemExit(TERMINATED)
     seconds = time.monotonic() - start
-    _report((folder.path,), None, out)
+    _report(Report(runs=(folder.path,)), out)
     say(out, f"The run is in {folder.path}; it took {seconds:.0f} s.")
 
 
@@ -257,16 +264,23 @@ def asked_to_stop() -> Iterator[Stop]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(paths: Sequence[Path], comparison: Path | None, out: Console) -> None:
+def _report(command: Report, out: Console) -> None:
+    paths, comparison = command.runs, command.out
     if not paths:
         raise ConfigError("no run is named: give one or more run folders")
-    runs = [read_run(path) for path in paths]
+    measures = measure_folders(paths, command.measures) if command.page else [None] * len(paths)
+    sources = [read_source(*found) for found in zip(paths, measures, strict=True)]
+    runs = [source.record for source in sources]
+    if comparison is None and len(runs) > 1:
+        comparison = paths[0].resolve().parent / COMPARISON
     written = []
+    if command.page:
+        written.append(write_page(sources, (comparison or paths[0] / "figures") / PAGE))
     for run, path in zip(runs, paths, strict=True):
-        written += write_figures([run], path / "figures")
+        written += write_figures([run], path / "figures", command.formats)
         write_sums(path / "figures")
-    if len(runs) > 1 or comparison is not None:
-        written += write_figures(runs, comparison or paths[0].resolve().parent / COMPARISON)
+    if comparison is not None:
+        written += write_figures(runs, comparison, command.formats)
     out.print(run_table(runs))
     for folder in dict.fromkeys(file.parent for file in written):
         names = ", ".join(file.name for file in written if file.parent == folder)

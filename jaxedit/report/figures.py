@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -13,12 +13,14 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxedit.report.record import SCORES, RunRecord, layer_of
 
+Format = Literal["png", "svg", "pdf"]
 # Okabe and Ito's palette, safe for colour-blind readers
 COLOURS = {"ES": "#0072B2", "PS": "#D55E00", "NS": "#009E73"}
 DASHES = {"ES": "-", "PS": (0, (4, 1.6)), "NS": "-"}  # so that equal ES and PS both show
 WORDS = {"ES": "efficacy ES", "PS": "paraphrase PS", "NS": "neighbourhood NS"}
 INK, FAINT, BAND = "#333333", "#8C8C8C", "#DEDEDE"
 PHASES = ("unedited", "right after", "final")
+DATED = {".svg": ("Date",), ".png": ("Software",), ".pdf": ("CreationDate", "Creator", "Producer")}
 LEGEND_ROWS = 8  # layers named singly; of more, only some
 FEW = 12  # points of a line that are marked one by one
 WIDE = 20.0  # ratio of largest to smallest norm from which the axis is logarithmic
@@ -50,17 +52,20 @@ STYLE: Any = {
     "savefig.dpi": 200,
     "svg.hashsalt": "jaxedit",
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # TrueType: publishers do not take matplotlib's default, Type 3
 }
 
 
-def write_figures(runs: Sequence[RunRecord], folder: str | Path) -> list[Path]:
-    """Writes `norms` and `scores` of the runs, one row a run, as PNG and SVG; returns the files."""
+def write_figures(
+    runs: Sequence[RunRecord], folder: str | Path, formats: Sequence[Format] = ("png", "svg")
+) -> list[Path]:
+    """Writes `norms` and `scores` of the runs, one row a run, in each format; returns the files."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with mpl.rc_context(STYLE):
         for name, figure in {"norms": norm_figure(runs), "scores": score_figure(runs)}.items():
-            written += [save(figure, folder / f"{name}.png"), save(figure, folder / f"{name}.svg")]
+            written += [save(figure, folder / f"{name}.{suffix}") for suffix in formats]
     return written
 
 
@@ -181,6 +186,5 @@ def _edits_axis(axis: Axes, run: RunRecord) -> None:
 
 def save(figure: Figure, file: Path) -> Path:
     """Writes a figure without dates or versions, so that the same figure is the same bytes; returns the file."""
-    metadata = {"Date": None} if file.suffix == ".svg" else {"Software": None}
-    figure.savefig(file, metadata=metadata)
+    figure.savefig(file, metadata=dict.fromkeys(DATED[file.suffix]))
     return file

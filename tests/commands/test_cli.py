@@ -97,7 +97,7 @@ def test_a_run_leaves_everything_behind(home: Path) -> None:
     assert [line["facts"] for line in lines] == [["Paris"], ["Lyon"], ["Rome"]]
     assert len(list((run / "updates").glob("*.safetensors"))) == 2
     assert {file.name for file in (run / "figures").iterdir()} == {
-        "norms.png", "norms.svg", "scores.png", "scores.svg", "SHA256SUMS",
+        "norms.png", "norms.svg", "scores.png", "scores.svg", "report.html", "SHA256SUMS",
     }  # fmt: skip
     assert any((home / "cache" / "compiled").iterdir()), "compiled programs are kept"
 
@@ -187,8 +187,20 @@ def test_export_is_the_edited_model_for_transformers(home: Path) -> None:
 def test_report_compares_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(home / "run", home / "copy")
     main(["report", str(home / "run"), str(home / "copy"), "--out", str(home / "both")])
-    assert len(list((home / "both").iterdir())) == 4
+    assert len(list((home / "both").iterdir())) == 5
     assert "right after" in capsys.readouterr().out
+
+
+def test_report_writes_the_formats_asked_for_and_no_page(home: Path) -> None:
+    shutil.copytree(home / "run", home / "published", ignore=shutil.ignore_patterns("figures"))
+    command = ["report", str(home / "published"), "--formats", "pdf", "svg", "--no-page"]
+    written = []
+    for _ in range(2):
+        main(command)
+        written.append({file.name: file.read_bytes() for file in (home / "published" / "figures").iterdir()})
+    assert written[0].keys() == {"norms.pdf", "norms.svg", "scores.pdf", "scores.svg", "SHA256SUMS"}
+    assert written[0] == written[1]
+    assert written[0]["norms.pdf"].startswith(b"%PDF")
 
 
 def test_options_come_before_the_file(home: Path) -> None:
