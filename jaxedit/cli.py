@@ -21,6 +21,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg, subcommand
 
 from jaxedit import pipeline
+from jaxedit.commands.ability import AskRun, execute_ability
 from jaxedit.commands.common import Common, Computing, say
 from jaxedit.commands.history import (
     Apply,
@@ -126,7 +127,20 @@ class Facts(Common):
     """Of the embedded set's wordings and targets."""
 
 
-Command = Run | Resume | Branch | Train | Trace | Measure | Report | Export | HistoryCommand | Editors | Facts
+Command = (
+    Run
+    | Resume
+    | Branch
+    | Train
+    | Trace
+    | Measure
+    | AskRun
+    | Report
+    | Export
+    | HistoryCommand
+    | Editors
+    | Facts
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -166,6 +180,7 @@ def _parse(arguments: Sequence[str], run: Run) -> Command:
         | Annotated[Train, subcommand("train")]
         | Annotated[Trace, subcommand("trace")]
         | Annotated[Measure, subcommand("measure")]
+        | Annotated[AskRun, subcommand("ability")]
         | Annotated[Report, subcommand("report")]
         | Annotated[Export, subcommand("export")]
         | Annotated[History, subcommand("history")]
@@ -205,6 +220,8 @@ def execute(command: Command, out: Console, err: Console) -> None:
             execute_trace(config, out, err)
         case Measure():
             execute_measure(command, out, err)
+        case AskRun():
+            execute_ability(command, out, err)
         case Report(runs=runs, out=folder):
             _report(runs, folder, out)
         case Export(run=run, out=folder, dtype=dtype, step=step):
