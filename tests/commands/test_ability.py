@@ -166,6 +166,22 @@ def test_the_command_writes_what_was_found(
     assert RunFolder.open(home / "run").damages() == []
 
 
+def test_a_step_is_served_to_the_harness(home: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install jaxedit[harness]")
+    from lm_eval.api.instance import Instance
+
+    from jaxedit.harness import served
+
+    main(["at", str(home / "run"), "2", "--out", str(home / "served")])
+    model = AutoModelForCausalLM.from_pretrained(home / "served", dtype=torch.float64).eval()
+    ids = tiny_tokenizer()(CORPUS[0])["input_ids"]
+    table = table_of(model, [1, *ids])
+    expected = sum(table[i, token].item() for i, token in enumerate(ids))
+    asked = Instance("loglikelihood_rolling", {}, (CORPUS[0],), 0)
+    assert served(home / "run", 2).loglikelihood_rolling([asked]) == pytest.approx([expected], rel=1e-5)
+    assert served(home / "run", 0).loglikelihood_rolling([asked]) != pytest.approx([expected], rel=1e-5)
+
+
 def test_nothing_to_ask_is_refused(home: Path) -> None:
     with pytest.raises(ConfigError, match="nothing is asked"):
         list(ability_at(home / "run", (0,), AbilityConfig(retention=False)))
