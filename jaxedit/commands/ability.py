@@ -86,6 +86,8 @@ def ability_table(found: Sequence[AbilityAt]) -> Table:
     with_text = found[0].perplexity is not None
     for name in ("perplexity", "KL, nats", "same next token %") if with_text else ():
         table.add_column(name, justify="right")
+    if found[0].entropy is not None:
+        table.add_column("entropy", justify="right")
     for one in found:
         cells = [f"{100 * x.likelihood.f1:.1f} / {100 * x.generation.f1:.1f}" for x in one.tasks.values()]
         if one.tasks:
@@ -93,6 +95,8 @@ def ability_table(found: Sequence[AbilityAt]) -> Table:
             cells.append(f"{100 * invalid:.1f}")
         if one.perplexity is not None and one.drift is not None:
             cells += [f"{one.perplexity:.2f}", f"{one.drift.kl:.4g}", f"{100 * one.drift.agreement:.1f}"]
+        if one.entropy is not None:
+            cells.append(f"{one.entropy:.1f}")
         table.add_row(str(one.step), str(one.facts), *cells)
     return table
 

@@ -10,12 +10,15 @@ import numpy as np
 
 from jaxedit.data.corpus import read_text, token_blocks
 from jaxedit.data.probes import encode_probes
+from jaxedit.data.prompts import PromptRows, encode_prompts
 from jaxedit.data.questions import encode_quizzes
 from jaxedit.data.tasks import FewShot, few_shot, load_tasks
 from jaxedit.errors import ConfigError
 from jaxedit.evaluation.ability import Ability, ability
 from jaxedit.evaluation.drift import Drift, drift
 from jaxedit.evaluation.edits import score_all
+from jaxedit.evaluation.entropy import generation_entropy
+from jaxedit.evaluation.generation import sample
 from jaxedit.evaluation.perplexity import perplexity
 from jaxedit.evaluation.retention import AgeGroup, by_age
 from jaxedit.models.sources import Checkpoint
@@ -44,8 +47,14 @@ class AbilityConfig:
     """Score the facts written so far, by age."""
     groups: int = 5
     """Groups of ages."""
+    generations: int = 0
+    """Texts to write, for their entropy: what follows generation prompts of the first facts, or their prompts."""
+    generated: int = 100
+    """Tokens of each."""
+    seed: int = 0
+    """Of these texts; each token is drawn among the five likeliest."""
     batch: int = 16
-    """Questions, or blocks of text, of one forward pass."""
+    """Questions, blocks of text, or texts to write, of one forward pass."""
 
 
 class AbilityAt(NamedTuple):
@@ -56,6 +65,7 @@ class AbilityAt(NamedTuple):
     tasks: dict[str, Ability]
     perplexity: float | None
     drift: Drift | None  # from the model before the first update
+    entropy: float | None  # of generated texts
     retention: list[AgeGroup]  # the youngest facts first
 
 
@@ -68,13 +78,13 @@ def ability_at(
         RunError: no such run or step. FactError: a task or a text cannot be used. ConfigError: there is nothing to
         ask, or a number out of range.
     """
-    if not (config.tasks or config.text or config.retention):
+    if not (config.tasks or config.text or config.generations or config.retention):
         raise ConfigError("nothing is asked: name --tasks or a --text, or leave retention on")
     found, _, prepared = trajectory(path, report)
     checkpoint, frozen = prepared.checkpoint, prepared.params.frozen
     model, first, chosen = checkpoint.model, Params(found.at(0), frozen), sorted(set(steps))
     quizzes, blocks = quizzes_of(config, checkpoint), blocks_of(config, checkpoint)
-    written = _Written(found.folder, prepared)
+    written, speaker = _Written(found.folder, prepared), _Speaker(config, prepared)
     for done, (step, now) in enumerate(found.walk(chosen)):
         report("asking the model", done, len(chosen))
         params = Params(now, frozen)
@@ -84,6 +94,7 @@ def ability_at(
             {name: ability(model, params, quiz) for name, quiz in quizzes.items()},
             None if blocks is None else perplexity(model, params, blocks, config.batch),
             None if blocks is None else drift(model, first, params, blocks, config.batch),
+            speaker.entropy(params) if config.generations else None,
             written.by_age(step, params, config.groups) if config.retention else [],
         )
     report("asking the model", len(chosen), len(chosen))
@@ -102,6 +113,36 @@ def blocks_of(config: AbilityConfig, checkpoint: Checkpoint) -> np.ndarray | Non
         return None
     length = min(config.block, checkpoint.model.config.max_positions)
     return token_blocks(read_text(config.text), checkpoint.tokenizer, length, limit=config.text_tokens)
+
+
+class _Speaker:
+    """Writes texts, from the same prompts and random numbers with any parameters."""
+
+    def __init__(self, config: AbilityConfig, prepared: Prepared):
+        self._checkpoint, self._config = prepared.checkpoint, config
+        self._prompts: list[PromptRows] = []
+        texts = [text for fact in prepared.facts for text in (*fact.generation_prompts, fact.prompt)[:1]]
+        chosen = texts[: config.generations]
+        limit = prepared.checkpoint.model.config.max_positions - config.generated
+        if chosen:
+            rows = encode_prompts(chosen, prepared.checkpoint.tokenizer, max_length=limit)
+            self._prompts = [
+                PromptRows(rows.tokens[i : i + config.batch], rows.valid[i : i + config.batch])
+                for i in range(0, len(chosen), config.batch)
+            ]
+
+    def entropy(self, params: Params) -> float:
+        """`generation_entropy` of what follows the prompts."""
+        model, tokenizer = self._checkpoint.model, self._checkpoint.tokenizer
+        key, texts = jax.random.key(self._config.seed), []
+        for i, rows in enumerate(self._prompts):
+            by_rows = np.argsort(rows.valid, axis=1, kind="stable")  # right-aligned
+            tokens, valid = (np.take_along_axis(x, by_rows, axis=1) for x in rows)
+            drawn = sample(
+                model, params, tokens, valid, self._config.generated, jax.random.fold_in(key, i), top_k=5
+            )
+            texts += [tokenizer.decode(row, skip_special_tokens=True) for row in np.asarray(drawn).tolist()]
+        return generation_entropy(texts)
 
 
 class _Written:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,9 @@ from jaxedit.cli import main
 from jaxedit.data import Fact, FewShot, dump_jsonl, few_shot, load_task
 from jaxedit.errors import ConfigError
 from jaxedit.evaluation.ability import score
+from jaxedit.evaluation.entropy import generation_entropy
+from jaxedit.evaluation.generation import sample
+from jaxedit.pipeline import model_at
 from jaxedit.pipeline.ability import AbilityAt, AbilityConfig, ability_at
 from jaxedit.trajectory.store import RunFolder
 from tests.reference.tiny import CORPUS, save_tiny, tiny_gpt2, tiny_tokenizer
@@ -71,7 +75,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def found(home: Path) -> list[AbilityAt]:
-    config = AbilityConfig((home / "tasks",), SHOTS, home / "text.txt", block=32, batch=3, groups=2)
+    config = AbilityConfig(
+        (home / "tasks",), SHOTS, home / "text.txt", block=32, generations=2, generated=20, groups=2, batch=5
+    )
     return list(ability_at(home / "run", (3, 0, 2), config))
 
 
@@ -146,7 +152,25 @@ def test_the_command_writes_what_was_found(
         "--few-shot.seed",
         "1",
     ]
-    main([*given, "--block", "32", "--batch", "3", "--groups", "2", "--steps", "0", "2", "3"])
+    main(
+        [
+            *given,
+            "--block",
+            "32",
+            "--batch",
+            "5",
+            "--generations",
+            "2",
+            "--generated",
+            "20",
+            "--groups",
+            "2",
+            "--steps",
+            "0",
+            "2",
+            "3",
+        ]
+    )
     out = capsys.readouterr().out
     assert "Weighted F1" in out
     assert "Facts by age" in out
@@ -157,6 +181,7 @@ def test_the_command_writes_what_was_found(
         assert one["tasks"]["mmlu"]["generation"]["invalid"] == expected.tasks["mmlu"].generation.invalid
         assert one["drift"]["kl"] == expected.drift.kl
         assert one["perplexity"] == expected.perplexity
+        assert one["entropy"] == expected.entropy
         assert [group["now"]["ES"] for group in one["retention"]] == [x.now["ES"] for x in expected.retention]
         assert all(group["now"]["PS"] is None for group in one["retention"]), "no paraphrases: not a number"
     assert json.loads((folder / "config.json").read_text())["few_shot"]["seed"] == 1
@@ -164,6 +189,19 @@ def test_the_command_writes_what_was_found(
         main(["ability", str(home / "run")])
     assert "exists already" in capsys.readouterr().err
     assert RunFolder.open(home / "run").damages() == []
+
+
+def test_generated_texts_follow_the_prompts(home: Path, found: list[AbilityAt]) -> None:
+    checkpoint = model_at(home / "run", 2)
+    rows = [checkpoint.tokenizer(fact.prompt)["input_ids"] for fact in FACTS[:2]]
+    width = max(map(len, rows))
+    tokens = np.array([[0] * (width - len(row)) + row for row in rows])
+    valid = np.arange(width) >= width - np.array([[len(row)] for row in rows])
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    drawn = sample(checkpoint.model, checkpoint.params, tokens, valid, 20, key, 5)
+    texts = [checkpoint.tokenizer.decode(row, skip_special_tokens=True) for row in np.asarray(drawn).tolist()]
+    assert found[1].entropy == pytest.approx(generation_entropy(texts))
+    assert found[1].entropy > 0
 
 
 def test_a_step_is_served_to_the_harness(home: Path) -> None:
