@@ -141,7 +141,7 @@ class _Speaker:
             drawn = sample(
                 model, params, tokens, valid, self._config.generated, jax.random.fold_in(key, i), top_k=5
             )
-            texts += [tokenizer.decode(row, skip_special_tokens=True) for row in np.asarray(drawn).tolist()]
+            texts += [str(tokenizer.decode(row, skip_special_tokens=True)) for row in np.asarray(drawn)]
         return generation_entropy(texts)
 
 
