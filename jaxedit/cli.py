@@ -21,6 +21,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg, subcommand
 
 from jaxedit import pipeline
+from jaxedit.commands.ability import AskRun, execute_ability
 from jaxedit.commands.common import Common, Computing, say
 from jaxedit.commands.history import (
     Apply,
@@ -142,6 +143,7 @@ Command = (
     | Train
     | Trace
     | Measure
+    | AskRun
     | Report
     | Export
     | HistoryCommand
@@ -188,6 +190,7 @@ def _parse(arguments: Sequence[str], run: Run, sweep: Sweep) -> Command:
         | Annotated[Train, subcommand("train")]
         | Annotated[Trace, subcommand("trace")]
         | Annotated[Measure, subcommand("measure")]
+        | Annotated[AskRun, subcommand("ability")]
         | Annotated[Report, subcommand("report")]
         | Annotated[Export, subcommand("export")]
         | Annotated[History, subcommand("history")]
@@ -231,6 +234,8 @@ def execute(command: Command, out: Console, err: Console) -> None:
             execute_measure(command, out, err)
         case Report():
             _report(command, out)
+        case AskRun():
+            execute_ability(command, out, err)
         case Export(run=run, out=folder, dtype=dtype, step=step):
             say(out, f"The edited model is in {export(run, folder, jnp.dtype(dtype), step)}")
         case Editors():

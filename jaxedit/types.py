@@ -71,6 +71,32 @@ class Probes(NamedTuple):
 REWRITE, PARAPHRASE, NEIGHBORHOOD = 0, 1, 2
 
 
+class Questions(NamedTuple):
+    """N multiple-choice questions, O options each: what of them differs from one to the next, L tokens a row.
+
+    A row is one packed sequence as of `Probes`: the end of the prompt (branch 0), then all but the last token of
+    every option (branch 1 + o). So one forward pass reads all options.
+    """
+
+    tokens: Int[Array, "N L"]
+    position: Int[Array, "N L"]
+    branch: Int[Array, "N L"]  # -1 on padding
+    target: Int[Array, "N O T"]
+    target_mask: Bool[Array, "N O T"]  # False throughout where there is no such option
+    predict_at: Int[Array, "N O T"]
+    item: Int[Array, "N"]  # number of the question; -1 for padding
+
+
+class Quiz(NamedTuple):
+    """Questions whose prompts begin with the same tokens, in batches of one size and of several lengths."""
+
+    prefix: Int[Array, "P"]  # what they begin with, left-aligned
+    prefix_mask: Bool[Array, "P"]
+    batches: tuple[Questions, ...]
+    gold: Int[Array, "n"]  # the right option by number of the question
+    left_out: int  # questions too long for the model
+
+
 class TracePrompts(NamedTuple):
     """Prompts of B facts for causal tracing, split at the subject's first token.
 

@@ -1,5 +1,6 @@
 """The README's examples run."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from jaxedit.errors import ModelError
 from jaxedit.models.sources import load
 from jaxedit.trajectory.run import Chunk, chunk_function, replayed
-from tests.cases import same_bits
+from tests.cases import Case, same_bits
 from tests.trajectory.made import requests, start
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -38,6 +39,19 @@ def test_an_editor_of_ones_own_runs_is_logged_and_replayed() -> None:
     assert np.asarray(steps.applied).all()
     assert not same_bits(edited, start())
     assert same_bits(replayed(start(), steps.factors, steps.applied), edited)
+
+
+def test_the_example_of_questions_runs(
+    cases: dict[str, Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"sentence": text, "label": i % 2} for i, text in enumerate(("fine", "dull") * 6)]
+    (tmp_path / "sst2.json").write_text(json.dumps(rows))
+    names: dict[str, Any] = {"base": cases["llama"].checkpoint, "limit": 512}
+    names["params"] = names["base"].params
+    exec(block("encode_quizzes"), names)
+    assert names["scores"].asked == 2
+    assert 0 <= names["scores"].likelihood.f1 <= 1
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ Meng et al. 2022 (arXiv 2202.05262), section 3.3. A tie counts as failure. Means
 over cases; the score S is the harmonic mean of ES, PS and NS.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -87,17 +86,20 @@ def probe_scores(model: Model, params: Params | dict[str, Array], probes: Probes
     return score(readings, probes.kind) | {"knows": knows.astype(jnp.float32)}
 
 
+scores_together = jax.jit(probe_scores)
+"""`probe_scores`, compiled once for all parameters and batches of one shape."""
+
+
 def score_all(
     model: Model, params: Params | dict[str, Array], probes: Probes, batch: int = 16
 ) -> dict[str, Float[np.ndarray, "B"]]:
     """`probe_scores` of any number of facts, in batches of one shape."""
-    step = jax.jit(functools.partial(probe_scores, model))
     parts = []
     for start in range(0, len(probes.kind), batch):
         rows = jax.tree.map(lambda x: x[start : start + batch], probes)  # noqa: B023
         count = len(rows.kind)
         rows = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], batch - count, axis=0)]), rows)  # noqa: B023
-        parts.append(jax.tree.map(lambda x: np.asarray(x)[:count], step(params, rows)))  # noqa: B023
+        parts.append(jax.tree.map(lambda x: np.asarray(x)[:count], scores_together(model, params, rows)))  # noqa: B023
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxedit.models.decoder import causal_mask, positions
 from jaxedit.models.model import Model
+from jaxedit.types import Params
 
 
 def next_token(
@@ -24,7 +25,7 @@ def next_token(
 @functools.partial(jax.jit, static_argnums=(0, 4, 6, 7, 8))
 def sample(
     model: Model,
-    params: dict[str, Array],
+    params: Params | dict[str, Array],
     prompt: Int[Array, "N P"],
     valid: Bool[Array, "N P"],
     steps: int,
