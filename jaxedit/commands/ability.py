@@ -17,7 +17,7 @@ from tyro.conf import Positional, arg
 from jaxedit.commands.common import Computing, say
 from jaxedit.errors import ConfigError
 from jaxedit.pipeline.ability import AbilityAt, AbilityConfig, ability_at
-from jaxedit.pipeline.measure import spaced
+from jaxedit.pipeline.spread import spread
 from jaxedit.report.progress import reporting
 from jaxedit.trajectory.store import RunFolder
 
@@ -49,7 +49,7 @@ def execute_ability(command: AskRun, out: Console, err: Console) -> None:
         raise ConfigError(f"points is {command.points}; it must be at least 2")
     start = time.monotonic()
     stored = RunFolder.open(command.run)
-    steps = command.steps or tuple(spaced(stored.updates, command.points))
+    steps = command.steps or tuple(spread(range(stored.updates + 1), command.points))
     with reporting(err, "loading the model") as report:
         found = list(ability_at(command.run, steps, command.config, report))
     folder.mkdir(parents=True)
