@@ -44,7 +44,8 @@ from jaxedit.data import dump_jsonl, load_facts
 from jaxedit.errors import ConfigError, FactError, JaxeditError
 from jaxedit.export import export
 from jaxedit.models.sources import default_cache
-from jaxedit.pipeline import RunConfig, Stop
+from jaxedit.parallel import Way
+from jaxedit.pipeline import DeviceConfig, RunConfig, Stop
 from jaxedit.report.figures import Format, write_figures
 from jaxedit.report.page import measure_folders, read_source, write_page
 from jaxedit.report.progress import reporting
@@ -76,6 +77,10 @@ class Resume(Computing):
     """The run folder."""
     policy: Policy | None = None
     """What becomes of refused updates from here on; by default what it was."""
+    way: Way | None = None
+    """How to spread the work from here on (see `jaxedit run --devices.way`); by default as it was."""
+    tensor: int = 1
+    """With a new way "mesh": devices that share the matrices of one copy of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +225,9 @@ def execute(command: Command, out: Console, err: Console) -> None:
     match command:
         case Run(config=config):
             _edit(lambda report, stop: pipeline.run(config, report, stop), out, err)
-        case Resume(run=run, policy=policy):
-            _edit(lambda report, stop: pipeline.resume(run, report, stop, policy), out, err)
+        case Resume(run=run, policy=policy, way=way, tensor=tensor):
+            devices = None if way is None else DeviceConfig(way, tensor)
+            _edit(lambda report, stop: pipeline.resume(run, report, stop, policy, devices), out, err)
         case Sweep():
             execute_sweep(command, out, err)
         case Branch():

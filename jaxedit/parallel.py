@@ -44,7 +44,10 @@ class Devices(Protocol):
 class OneDevice:
     """All facts together."""
 
-    parts: int = 1
+    @property
+    def parts(self) -> int:
+        """One."""
+        return 1
 
     def run(self, work: Work, shared: Any, facts: Any) -> Any:
         """`work(shared, facts)`."""
@@ -112,17 +115,24 @@ def devices_for(way: Way, tensor: int = 1) -> Devices:
 
     Raises ConfigError for a `tensor` that does not divide their number, or that `way` does not know.
     """
-    if way != "mesh" and tensor != 1:
-        raise ConfigError(f"tensor is {tensor}, but only way 'mesh' splits matrices, not {way!r}")
+    check_way(way, tensor)
     if way == "one":
         return ONE_DEVICE
     if way == "pmap":
         return LocalDevices(tuple(jax.local_devices()))
     count = jax.device_count()
-    if tensor < 1 or count % tensor:
+    if count % tensor:
         raise ConfigError(f"tensor is {tensor}; it must divide the number of devices, {count}")
     shape = (count // tensor, tensor)
     return OnMesh(jax.make_mesh(shape, (DATA, TENSOR), axis_types=(AxisType.Auto,) * 2))
+
+
+def check_way(way: Way, tensor: int) -> None:
+    """Raises ConfigError for what cannot work on any devices."""
+    if tensor < 1:
+        raise ConfigError(f"tensor is {tensor}; it must be at least 1")
+    if way != "mesh" and tensor != 1:
+        raise ConfigError(f"tensor is {tensor}, but only way 'mesh' splits matrices, not {way!r}")
 
 
 def require_equal_parts(facts: Any, parts: int) -> None:
@@ -172,3 +182,10 @@ def replicated(tree: T, devices: Devices) -> T:
     if not isinstance(devices, OnMesh):
         return tree
     return jax.device_put(tree, NamedSharding(devices.mesh, PartitionSpec()))
+
+
+def on_one_device(tree: T, devices: Devices) -> T:
+    """Whole on the first device, for programs that know of no others."""
+    if not isinstance(devices, OnMesh):
+        return tree
+    return jax.device_put(tree, jax.local_devices()[0])

@@ -15,11 +15,12 @@ from tyro.conf import Positional, arg
 
 from jaxedit.commands.common import Computing, say
 from jaxedit.configs import require_at_least
-from jaxedit.errors import RunError
+from jaxedit.errors import JaxeditError, RunError
 from jaxedit.pipeline.config import RunConfig
 from jaxedit.pipeline.sweep import Engine, Outcome, points, read_grid, sweep
 from jaxedit.report.record import SCORES, read_run
 from jaxedit.report.tables import percent
+from jaxedit.trajectory.files import replace
 
 COLLECTED = "sweep.json"
 
@@ -53,13 +54,23 @@ def execute_sweep(command: Sweep, out: Console, err: Console) -> None:
         say(err, f"{len(outcomes)} of {len(chosen)}: {outcome.point.config.out}: {state}")
     rows = [row_of(outcome) for outcome in outcomes]
     file = Path(command.config.out) / COLLECTED
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(rows, indent=1) + "\n")
+    keep(file, rows)
     out.print(sweep_table(rows))
     say(out, f"The table is in {file}")
-    if failed := [outcome for outcome in outcomes if outcome.error is not None]:
-        messages = "; ".join(f"{outcome.point.config.out}: {outcome.error}" for outcome in failed)
-        raise RunError(f"{len(failed)} of {len(chosen)} runs failed: {messages}")
+    if failed := [row for row in rows if row["error"] is not None]:
+        messages = "; ".join(f"{row['run']}: {row['error']}" for row in failed)
+        raise RunError(f"{len(failed)} of {len(rows)} runs failed: {messages}")
+
+
+def keep(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes the rows into the table, in one step; rows of other runs that it has stay there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        there = {row["run"]: row for row in json.loads(file.read_text())} if file.exists() else {}
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{file} is not a table of a sweep: move it away, or choose another folder") from None
+    content = list((there | {row["run"]: row for row in rows}).values())
+    replace(file, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def row_of(outcome: Outcome) -> dict[str, Any]:
@@ -68,17 +79,16 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
     row: dict[str, Any] = {"run": config.out, **outcome.point.values, "error": outcome.error}
     if outcome.error is not None:
         return row
-    record = read_run(config.out)
-    growth = max(float(record.growth(path)[-1]) for path in record.norm)
-    return row | {
-        "right_after": _plain(record.right_after()),
-        "final": _plain(record.final),
-        "growth": growth,
-    }
+    try:
+        record = read_run(config.out)
+    except JaxeditError as error:
+        return row | {"error": str(error)}
+    growth = {"growth": max(float(record.growth(path)[-1]) for path in record.norm)}
+    return row | {"right_after": _plain(record.right_after()), "final": _plain(record.final)} | _plain(growth)
 
 
-def _plain(means: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if np.isnan(value) else value for name, value in means.items()}
+def _plain(numbers: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if np.isfinite(value) else None for name, value in numbers.items()}
 
 
 def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -1,6 +1,6 @@
 """From settings to finished runs and back again. The only rooms where all others meet."""
 
-from jaxedit.pipeline.config import Limits, RunConfig, TextStream, check, config_from
+from jaxedit.pipeline.config import DeviceConfig, Limits, RunConfig, TextStream, check, config_from
 from jaxedit.pipeline.history import branch, model_at, trajectory
 from jaxedit.pipeline.prepare import (
     Prepared,
@@ -16,6 +16,7 @@ from jaxedit.pipeline.prepare import (
 from jaxedit.pipeline.sequence import Stop, resume, run
 
 __all__ = [
+    "DeviceConfig",
     "Limits",
     "Prepared",
     "Report",

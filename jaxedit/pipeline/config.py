@@ -8,7 +8,7 @@ from jaxedit.editors import Settings, method
 from jaxedit.editors.transforms import read_transform
 from jaxedit.errors import ConfigError
 from jaxedit.moments import MomentSource
-from jaxedit.parallel import Way, devices_for
+from jaxedit.parallel import Way, check_way
 from jaxedit.trajectory.guard import Policy
 
 
@@ -81,7 +81,7 @@ class RunConfig:
     limits: Limits = Limits()
     """Updates that are refused."""
     devices: DeviceConfig = DeviceConfig()
-    """Several devices: a batch's facts are divided among them."""
+    """Several devices: a batch's facts, at least one for each, are divided among them."""
     score: bool = True
     """Score every edit right after its update."""
     seed: int = 0
@@ -99,7 +99,7 @@ def check(config: RunConfig) -> None:
     if chosen.request == "text" and config.text.file is None:
         raise ConfigError(f"editor {config.editor!r} learns from text: name a file with --text.file")
     require_at_least(config, count=1, chunk=1, batch_size=0)
-    devices_for(config.devices.way, config.devices.tensor)
+    check_way(config.devices.way, config.devices.tensor)
     for text in config.transforms:
         read_transform(text)
     if not -(2**63) <= config.seed < 2**63:

@@ -1,6 +1,7 @@
 """Steps of runs, for those who have the model at hand: replay, branches, edits taken out."""
 
 import dataclasses
+import functools
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from jaxtyping import Array
 from jaxedit.editors import Settings
 from jaxedit.errors import RunError
 from jaxedit.models.sources import Checkpoint, load
-from jaxedit.pipeline.config import RunConfig, check
+from jaxedit.parallel import on_one_device
+from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, config_from
 from jaxedit.pipeline.plan import plan_of
 from jaxedit.pipeline.prepare import (
     Prepared,
@@ -30,6 +32,8 @@ from jaxedit.pipeline.sequence import (
     guard_for,
     never,
     new_folder,
+    placed,
+    placed_chunk,
     reopen,
 )
 from jaxedit.trajectory.files import fingerprint
@@ -43,10 +47,31 @@ from jaxedit.types import Params, State
 def trajectory(path: str | Path, report: Report = quiet) -> tuple[Trajectory, RunConfig, Prepared]:
     """All steps of a run, dense updates and editors' memories included, with what the run is made of."""
     folder = RunFolder.open(path)
-    config, prepared = reopen(folder, report)
+    config, prepared = reopen(folder, report, DeviceConfig())  # low-rank updates are added up on any device
+    recorded = devices_of(folder)
+    config = dataclasses.replace(config, devices=recorded)
     state = prepared.editor.init(prepared.params)
-    found = Trajectory(folder, prepared.params.edited, state, rerun_of(config, folder, prepared))
+    program = functools.cache(
+        lambda: rerun_of(config, folder, prepared if recorded == DeviceConfig() else _as_it_was(folder))
+    )
+    found = Trajectory(folder, prepared.params.edited, state, lambda *given: program()(*given))
     return found, config, prepared
+
+
+def devices_of(folder: RunFolder) -> DeviceConfig:
+    """The devices that a run asked for."""
+    return config_from(folder.read("config")).devices
+
+
+def _as_it_was(folder: RunFolder) -> Prepared:
+    """A run's ingredients on as many devices as it had. Raises RunError where there are more or fewer."""
+    had, here = len(folder.read("environment")["devices"]), jax.device_count()
+    if had != here:
+        raise RunError(
+            f"{folder.path} was made on {had} devices, and this step of it must be computed again: here are {here}. "
+            f"Ask where there are {had}, or for a step with a snapshot (`jaxedit history` lists them)"
+        )
+    return reopen(folder)[1]
 
 
 def rerun_of(config: RunConfig, folder: RunFolder, prepared: Prepared) -> Rerun:
@@ -59,11 +84,10 @@ def rerun_of(config: RunConfig, folder: RunFolder, prepared: Prepared) -> Rerun:
     ) -> tuple[dict[str, Array], State]:
         planned = plan.planned(chunk.first, chunk.updates, chunk.shape)
         active = jnp.arange(plan.length) < count
-        copies = jax.tree.map(jnp.copy, (edited, state))
-        edited, state, _ = apply(
-            copies[0], prepared.params.frozen, copies[1], planned.chunk._replace(active=active)
-        )
-        return edited, state
+        copies = jax.tree.map(jnp.copy, placed(edited, state, prepared.devices))
+        again = placed_chunk(planned.chunk._replace(active=active), prepared.devices)
+        edited, state, _ = apply(copies[0], prepared.params.frozen, copies[1], again)
+        return on_one_device((edited, state), prepared.devices)
 
     return rerun
 

@@ -13,7 +13,7 @@ from jaxedit.data.probes import encode_probes, probe_shape
 from jaxedit.data.shapes import ProbeShape, RequestShape, pad_probes, pad_requests
 from jaxedit.data.text import encode_text
 from jaxedit.editors import method
-from jaxedit.errors import FactError
+from jaxedit.errors import ConfigError, FactError
 from jaxedit.pipeline.config import RunConfig
 from jaxedit.pipeline.prepare import Prepared
 from jaxedit.trajectory.run import Chunk, stack
@@ -62,8 +62,7 @@ class FactPlan:
         size = config.batch_size or len(prepared.facts)
         self.batches = [prepared.facts[i : i + size] for i in range(0, len(prepared.facts), size)]
         self._first_case = np.cumsum([0, *map(len, self.batches)])
-        parts = prepared.devices.parts
-        self._size = -(-min(size, len(prepared.facts)) // parts) * parts  # padded to equal parts
+        self._size = equal_parts(min(size, len(prepared.facts)), prepared.devices.parts)
         self.length = min(config.chunk, len(self.batches))
         self._needed = [self._shape(batch) for batch in self.batches]
         self._small, self._large = two_shapes(
@@ -148,6 +147,16 @@ class TextPlan:
         padding = [TextBatch(rows[-1].tokens, jnp.zeros(shape, bool))] * (self.length - count)
         active = jnp.arange(self.length) < count
         return Planned(first, [[]] * count, shape, Chunk(stack([*rows, *padding]), None, active))
+
+
+def equal_parts(size: int, parts: int) -> int:
+    """The batch padded to equal parts. Raises ConfigError where some would be nothing but padding."""
+    if size < parts:
+        raise ConfigError(
+            f"{size} facts an update cannot be divided among {parts} devices: raise batch_size, or let more "
+            f"devices share one copy of the model with devices.tensor"
+        )
+    return -(-size // parts) * parts
 
 
 def two_shapes(needed: Sequence[RequestShape]) -> tuple[RequestShape, RequestShape]:

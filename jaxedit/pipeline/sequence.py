@@ -78,27 +78,33 @@ def new_folder(
 
 
 def resume(
-    path: str | Path, report: Report = quiet, stop: Stop = never, policy: Policy | None = None
+    path: str | Path,
+    report: Report = quiet,
+    stop: Stop = never,
+    policy: Policy | None = None,
+    devices: DeviceConfig | None = None,
 ) -> RunFolder:
     """Goes on with a stopped run from its last finished chunk, to the same end as if it had not stopped.
 
-    `policy` changes what becomes of refused updates from here on.
+    `policy` changes what becomes of refused updates from here on, `devices` where the work is done: on others than
+    before the end is the same to rounding.
     """
     folder = RunFolder.open(path)
     if folder.finished:
         return folder
-    config, prepared = reopen(folder, report, to_edit=True)
+    config, prepared = reopen(folder, report, devices)
     return finish(config, folder, prepared, report, stop, policy)
 
 
-def reopen(folder: RunFolder, report: Report = quiet, *, to_edit: bool = False) -> tuple[RunConfig, Prepared]:
-    """A run's settings and ingredients as they were; only who edits needs its devices.
+def reopen(
+    folder: RunFolder, report: Report = quiet, devices: DeviceConfig | None = None
+) -> tuple[RunConfig, Prepared]:
+    """A run's settings and ingredients as they were, on its own kind of devices or on those given.
 
-    Raises RunError where the base weights are others.
+    Raises RunError where the base weights are others, ConfigError where the devices cannot be had.
     """
     config = config_from(folder.read("config") | {"out": str(folder.path)})
-    if not to_edit:
-        config = dataclasses.replace(config, devices=DeviceConfig())
+    config = dataclasses.replace(config, devices=devices or config.devices)
     checkpoint = load(config.model, dtype=jnp.dtype(config.dtype))
     folder.require_base(config.model, checkpoint.fingerprint)
     origin = folder.origin(checkpoint.params)

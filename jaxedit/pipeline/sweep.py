@@ -60,9 +60,10 @@ def _value(name: str, text: str) -> Any:
 def points(base: RunConfig, grid: dict[str, list[Any]]) -> list[Point]:
     """All combinations, the last setting changing fastest; run folders are named by them, within `base.out`.
 
-    Raises ConfigError for settings that do not exist or cannot work, before anything is run.
+    Raises ConfigError for settings that do not exist or cannot work, before anything is run, and for two runs
+    that would share a folder.
     """
-    found = []
+    found: list[Point] = []
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         content = dataclasses.asdict(base)
@@ -71,6 +72,8 @@ def points(base: RunConfig, grid: dict[str, list[Any]]) -> list[Point]:
         content["out"] = str(Path(base.out) / _name(chosen))
         config = config_from(content)
         check(config)
+        if any(config.out == other.config.out for other in found):
+            raise ConfigError(f"grid: two runs would be {config.out}: give each value once, in other words")
         found.append(Point(chosen, config))
     return found
 
@@ -107,7 +110,7 @@ def run_or_resume(config: RunConfig) -> None:
         run(config)
         return
     there = config_from(RunFolder.open(path).read("config"))
-    if there != config:
+    if dataclasses.replace(there, out=config.out) != config:
         raise RunError(f"{path} is a run of other settings: choose another folder with --out")
     resume(path)
 
@@ -136,17 +139,24 @@ def _submitter(folder: Path, engine: Engine, options: dict[str, Any]) -> Callabl
         raise ConfigError(
             f"engine {engine!r} needs submitit: `pip install jaxedit[sweep]`, or take engine 'here'"
         ) from None
-    executor = submitit.AutoExecutor(folder, cluster=engine)
-    executor.update_parameters(**options)
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=engine)
+        executor.update_parameters(**options)
+    except (
+        RuntimeError,
+        NameError,
+        TypeError,
+        ValueError,
+    ) as error:  # no cluster here, or options it has not
+        raise ConfigError(f"engine {engine!r}: {error}") from None
 
     def submit(config: RunConfig) -> None:
         job = executor.submit(run_or_resume, config)
         try:
             job.result()
-        except submitit.core.utils.UncompletedJobError as error:
-            raise RunError(f"job {job.job_id} did not end: {str(error).splitlines()[0]}") from None
         except submitit.core.utils.FailedJobError as error:
-            raise RunError(f"job {job.job_id} failed: {str(error).splitlines()[-1]}") from None
+            told = [line for line in str(error).splitlines() if line.strip(" -")]
+            raise RunError(f"job {job.job_id} failed: {told[-1]} (its log is in {folder})") from None
 
     return submit
 
@@ -156,4 +166,6 @@ def _outcome(point: Point, execute: Callable[[RunConfig], None]) -> Outcome:
         execute(point.config)
     except JaxeditError as error:
         return Outcome(point, str(error))
+    except Exception as error:  # of whatever kind: other runs know nothing of it
+        return Outcome(point, f"{type(error).__name__}: {error}")
     return Outcome(point, None)

@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM
 from jaxedit import pipeline
 from jaxedit.cli import main, parse
 from jaxedit.data import Fact, dump_jsonl, load_facts
-from jaxedit.errors import ConfigError
+from jaxedit.errors import ConfigError, RunError
 from jaxedit.evaluation.edits import branch_mask
 from jaxedit.models.sources import load
+from jaxedit.pipeline.plan import equal_parts
 from tests.reference.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 FACTS = [
@@ -140,10 +141,36 @@ def test_resuming_on_another_number_of_devices_agrees_to_1e_5(home: Path) -> Non
     require_agreement(stopped, home / "run")
 
 
-def test_a_run_over_a_mesh_agrees_to_1e_5(home: Path) -> None:
-    chosen = ("--out", str(home / "mesh"), "--devices.way", "mesh", "--devices.tensor", "2")
-    on_devices(4, "run", str(home / "run.toml"), *chosen)
-    require_agreement(home / "mesh", home / "run")
+def test_a_run_resumed_over_a_mesh_agrees_to_1e_5(home: Path) -> None:
+    stopped, whole = (home / name for name in ("stopped-pairs", "pairs"))
+    pairs = ("run", str(home / "run.toml"), "--batch-size", "2", "--chunk", "1", "--out")
+    main([*pairs, str(whole)])
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "editing" and done == 1:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        pipeline.run(parse([*pairs, str(stopped)]).config, stop)
+    on_devices(4, "resume", str(stopped), "--way", "mesh", "--tensor", "2")
+    require_agreement(stopped, whole)
+
+
+@pytest.mark.slow
+def test_dense_updates_over_a_mesh_are_found_again_on_as_many_devices(home: Path) -> None:
+    out = home / "dense"
+    chosen = ("--editor", "ft", "--batch-size", "2", "--devices.way", "mesh", "--out", str(out))
+    on_devices(2, "run", str(home / "run.toml"), *chosen)
+    on_devices(2, "at", str(out), "1")
+    with pytest.raises(RunError, match=r"made on 2 devices, .* here are 1"):
+        pipeline.trajectory(out)[0].at(1)
+    assert pipeline.trajectory(out)[0].at(2)
+
+
+def test_fewer_facts_an_update_than_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match="1 facts an update cannot be divided among 2 devices"):
+        equal_parts(1, 2)
+    assert [equal_parts(size, 4) for size in (4, 5, 8)] == [4, 8, 8]
 
 
 def on_devices(count: int, *arguments: str) -> None:
@@ -156,10 +183,11 @@ def on_devices(count: int, *arguments: str) -> None:
 
 def require_agreement(one: Path, other: Path) -> None:
     (found, _, _), (expected, _, _) = (pipeline.trajectory(run) for run in (one, other))
-    assert found.steps == expected.steps == 3
-    for path, matrix in expected.at(3).items():
+    last = expected.steps
+    assert found.steps == last
+    for path, matrix in expected.at(last).items():
         change = matrix - expected.at(0)[path]
-        difference = found.at(3)[path] - matrix
+        difference = found.at(last)[path] - matrix
         assert np.linalg.norm(difference) <= 1e-5 * np.linalg.norm(change)
 
 

@@ -11,7 +11,7 @@ from jaxedit.cli import main
 from jaxedit.data import dump_jsonl
 from jaxedit.errors import ConfigError
 from jaxedit.pipeline import RunConfig
-from jaxedit.pipeline.sweep import points, read_grid
+from jaxedit.pipeline.sweep import points, read_grid, sweep
 from tests.commands.test_cli import CONFIG, FACTS
 from tests.reference.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
@@ -56,6 +56,12 @@ def test_points_are_all_combinations_in_folders_of_their_own() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("grid", [["seed=0,0"], ["model=a/b,a-b"]])
+def test_two_runs_of_one_folder_are_refused(grid: list[str]) -> None:
+    with pytest.raises(ConfigError, match="two runs would be"):
+        points(RunConfig(), read_grid(grid))
+
+
 @pytest.mark.parametrize("name", ["sede", "settings.lamb", "limits.edit.more", "nothing.at"])
 def test_a_setting_that_does_not_exist_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"no setting '{name}'"):
@@ -93,13 +99,26 @@ def test_a_sweep_makes_every_run_once_and_tells_which_failed(
     assert len(written) == 2
     main([*command[:-2], "settings.layers=1", "seed=0,1"])
     assert {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")} == written
+    assert [row["run"] for row in json.loads((out / "sweep.json").read_text())] == [
+        row["run"] for row in rows
+    ]
 
 
 @pytest.mark.slow
-def test_processes_of_their_own_give_the_same_run(base: Path) -> None:
+def test_processes_of_their_own_give_the_same_runs_and_say_why_one_failed(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("submitit")
+    grid = ("--count", "2", "--grid", "seed=3", "settings.layers=1,99")
     for engine in ("here", "local"):
-        out = base.parent / engine
-        main(["sweep", str(base), "--out", str(out), "--count", "2", "--grid", "seed=3", "--engine", engine])
-    here, local = (base.parent / engine / "seed-3" / "summary.json" for engine in ("here", "local"))
+        with pytest.raises(SystemExit, match="2"):
+            main(["sweep", str(base), "--out", str(base.parent / engine), "--engine", engine, *grid])
+        assert "layer 99 is out of range" in capsys.readouterr().err
+    here, local = (base.parent / engine / "seed-3_layers-1" / "summary.json" for engine in ("here", "local"))
     assert json.loads(local.read_text())["edits"] == json.loads(here.read_text())["edits"] == 2
+
+
+def test_an_engine_that_is_not_there_is_refused(base: Path) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(ConfigError, match="engine 'local'"):
+        list(sweep(points(RunConfig(out=str(base.parent / "none")), {}), "local", options={"no_such": 1}))
