@@ -125,14 +125,25 @@ def sweep(
     Raises ConfigError where submitit is wanted and not installed.
     """
     if engine == "here":
-        yield from (_outcome(point, run_or_resume) for point in chosen)
+        yield from (Outcome(point, attempt(point.config)) for point in chosen)
         return
     submit = _submitter(Path(chosen[0].config.out).parent / "jobs", engine, options or {})
     with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(lambda point: _outcome(point, submit), chosen)
+        yield from pool.map(lambda point: Outcome(point, submit(point.config)), chosen)
 
 
-def _submitter(folder: Path, engine: Engine, options: dict[str, Any]) -> Callable[[RunConfig], None]:
+def attempt(config: RunConfig) -> str | None:
+    """Why `run_or_resume` failed; None where it did not. Whatever it was, other runs know nothing of it."""
+    try:
+        run_or_resume(config)
+    except JaxeditError as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _submitter(folder: Path, engine: Engine, options: dict[str, Any]) -> Callable[[RunConfig], str | None]:
     try:
         import submitit
     except ImportError:
@@ -150,22 +161,11 @@ def _submitter(folder: Path, engine: Engine, options: dict[str, Any]) -> Callabl
     ) as error:  # no cluster here, or options it has not
         raise ConfigError(f"engine {engine!r}: {error}") from None
 
-    def submit(config: RunConfig) -> None:
-        job = executor.submit(run_or_resume, config)
+    def submit(config: RunConfig) -> str | None:
         try:
-            job.result()
-        except submitit.core.utils.FailedJobError as error:
-            told = [line for line in str(error).splitlines() if line.strip(" -")]
-            raise RunError(f"job {job.job_id} failed: {told[-1]} (its log is in {folder})") from None
+            return executor.submit(attempt, config).result()
+        except Exception as error:  # refused by the cluster, or ended before its run was
+            told = [type(error).__name__, *str(error).splitlines()][:2]
+            return f"{': '.join(told)} (logs of jobs are in {folder})"
 
     return submit
-
-
-def _outcome(point: Point, execute: Callable[[RunConfig], None]) -> Outcome:
-    try:
-        execute(point.config)
-    except JaxeditError as error:
-        return Outcome(point, str(error))
-    except Exception as error:  # of whatever kind: other runs know nothing of it
-        return Outcome(point, f"{type(error).__name__}: {error}")
-    return Outcome(point, None)
