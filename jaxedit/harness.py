@@ -37,7 +37,8 @@ class HarnessModel(TemplateLM):
     """Any parameters of a model, read `batch` requests at a time.
 
     Longer contexts than `max_length` tokens (by default what the model takes) lose their beginning. Generation is
-    greedy; a task that samples is refused with a ConfigError.
+    greedy; a task that samples is refused with a ConfigError, and so is one that asks for so many tokens that a
+    prompt would be left with fewer than `SMALLEST_PROMPT`.
     """
 
     def __init__(
@@ -50,12 +51,13 @@ class HarnessModel(TemplateLM):
     ):
         super().__init__()
         limit = model.config.max_positions
-        if batch < 1 or not 1 < (max_length or limit) <= limit:
+        length = limit if max_length is None else max_length
+        if batch < 1 or not 1 < length <= limit:
             raise ConfigError(
                 f"batch is {batch} and max_length {max_length}; need batch >= 1 and max_length of 2 to {limit}"
             )
         self.model, self.params, self.tokenizer = model, params, tokenizer
-        self.batch_size, self.max_length = batch, max_length or limit
+        self.batch_size, self.max_length = batch, length
         self._lead = leading_ids(tokenizer)
 
     @property
@@ -128,7 +130,9 @@ class HarnessModel(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations, each up to the first of its stops, the end of the text, or `max_gen_toks` tokens."""
         prompts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
-        steps = [self._steps(request.args[1]) for request in requests]
+        steps = [
+            self._steps(request.args[1], len(ids)) for request, ids in zip(requests, prompts, strict=True)
+        ]
         result = [""] * len(requests)
         order = sorted(range(len(requests)), key=lambda i: (steps[i], -len(prompts[i])))
         while order:
@@ -136,14 +140,22 @@ class HarnessModel(TemplateLM):
             order = order[len(chosen) :]
             texts = self._generate([prompts[i] for i in chosen], steps[chosen[0]])
             for i, text in zip(chosen, texts, strict=True):
-                result[i] = _before(text, requests[i].args[1].get("until", ()))
+                result[i] = _before(text, requests[i].args[1].get("until") or ())
                 self.cache_hook.add_partial("generate_until", requests[i].args, result[i])
         return result
 
-    def _steps(self, options: dict[str, Any]) -> int:
+    def _steps(self, options: dict[str, Any], prompt: int) -> int:
+        """How many tokens to write after `prompt` of them; where the task does not say, what leaves these room."""
         if options.get("do_sample") and options.get("temperature", 1.0) > 0:
             raise ConfigError(f"generation is greedy here: set do_sample to false, found {options}")
-        return min(int(options.get("max_gen_toks", GENERATED)), self.max_length - 1)
+        asked = options.get("max_gen_toks")
+        steps = min(GENERATED, max(self.max_length - SMALLEST_PROMPT, 1)) if asked is None else int(asked)
+        if steps < 1 or self.max_length - steps < min(prompt, SMALLEST_PROMPT):
+            raise ConfigError(
+                f"max_gen_toks is {steps}, max_length {self.max_length}: need max_gen_toks >= 1, and room for "
+                f"{min(prompt, SMALLEST_PROMPT)} tokens of a prompt of {prompt}"
+            )
+        return steps
 
     def _generate(self, prompts: Sequence[Sequence[int]], steps: int) -> list[str]:
         kept = [list(prompt)[-(self.max_length - steps) :] for prompt in prompts]

@@ -96,8 +96,27 @@ def test_generation_is_greedy_and_stops_where_it_is_told(gpt2: Case) -> None:
     assert expected != written
     with pytest.raises(ConfigError, match="greedy"):
         model.generate_until(requests("generate_until", [("a", {"do_sample": True, "temperature": 0.7})]))
-    with pytest.raises(ConfigError, match="max_length"):
-        lm(gpt2, max_length=65)
+    for length in (0, 65):
+        with pytest.raises(ConfigError, match="max_length"):
+            lm(gpt2, max_length=length)
+
+
+def test_generation_leaves_room_for_the_prompt(gpt2: Case) -> None:
+    """The tiny model takes 64 tokens, fewer than are written where a task does not say how many."""
+    tokenizer, prompt = gpt2.checkpoint.tokenizer, PAIRS[0][0]
+    ids = tokenizer(prompt)["input_ids"]
+    for _ in range(32):
+        with torch.no_grad():
+            ids.append(int(gpt2.oracle(torch.tensor([ids])).logits[0, -1].argmax()))
+    written = ids[-32:]
+    end = written.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in written else None
+    expected = tokenizer.decode(written[:end], skip_special_tokens=True)
+    given = requests("generate_until", [(prompt, {"until": None})])
+    assert lm(gpt2).generate_until(given) == [expected]
+    for count in (0, 63):
+        given = requests("generate_until", [(prompt, {"max_gen_toks": count})])
+        with pytest.raises(ConfigError, match="max_gen_toks"):
+            lm(gpt2).generate_until(given)
 
 
 def test_the_harness_evaluates_local_tasks(gpt2: Case, tmp_path: Path) -> None:

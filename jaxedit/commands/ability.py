@@ -15,10 +15,13 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from jaxedit.commands.common import Computing, say
+from jaxedit.configs import require_at_least
 from jaxedit.errors import ConfigError
+from jaxedit.models.folders import new_folder
 from jaxedit.pipeline.ability import AbilityAt, AbilityConfig, ability_at
 from jaxedit.pipeline.spread import spread
 from jaxedit.report.progress import reporting
+from jaxedit.report.tables import percent
 from jaxedit.trajectory.store import RunFolder
 
 
@@ -45,17 +48,16 @@ def execute_ability(command: AskRun, out: Console, err: Console) -> None:
     folder = command.out or command.run.resolve().with_name(command.run.resolve().name + "-ability")
     if folder.exists():
         raise ConfigError(f"{folder} exists already: choose another folder with --out")
-    if command.points < 2:
-        raise ConfigError(f"points is {command.points}; it must be at least 2")
+    require_at_least(command, points=2)
     start = time.monotonic()
     stored = RunFolder.open(command.run)
     steps = command.steps or tuple(spread(range(stored.updates + 1), command.points))
     with reporting(err, "loading the model") as report:
         found = list(ability_at(command.run, steps, command.config, report))
-    folder.mkdir(parents=True)
-    (folder / "ability.json").write_text(json.dumps([plain(one) for one in found], indent=1) + "\n")
     asked = {"run": str(command.run), "steps": steps, **dataclasses.asdict(command.config)}
-    (folder / "config.json").write_text(json.dumps(asked, indent=2, default=str) + "\n")
+    with new_folder(folder) as draft:
+        (draft / "ability.json").write_text(json.dumps([plain(one) for one in found], indent=1) + "\n")
+        (draft / "config.json").write_text(json.dumps(asked, indent=2, default=str) + "\n")
     out.print(ability_table(found))
     if any(one.retention for one in found):
         out.print(retention_table(found))
@@ -109,11 +111,7 @@ def retention_table(found: Sequence[AbilityAt]) -> Table:
         table.add_column(name, justify="right")
     for one in found:
         for group in one.retention:
-            pairs = (f"{_percent(group.then.get(x))} / {_percent(group.now[x])}" for x in names)
+            pairs = (f"{percent(group.then.get(x))} / {percent(group.now[x])}" for x in names)
             ages = f"{group.youngest} to {group.oldest}"
-            table.add_row(str(one.step), ages, str(group.facts), *pairs, _percent(group.kept))
+            table.add_row(str(one.step), ages, str(group.facts), *pairs, percent(group.kept))
     return table
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"

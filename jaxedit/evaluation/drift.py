@@ -66,7 +66,7 @@ def divergence(
         logits = [decoder.logits(x) for decoder, x in zip(decoders, h, strict=True)]
         with jax.enable_x64(True):
             p, q = (jax.nn.log_softmax(x.astype(jnp.float64)) for x in logits)
-            terms = jnp.where(jnp.exp(p) > 0, jnp.exp(p) * (p - q), 0.0)
+            terms = jnp.where(jnp.exp(p) == 0, 0.0, jnp.exp(p) * (p - q))  # NaN stays
             kl = terms.sum().astype(jnp.float32)
         return kl, logits[0].argmax() == logits[1].argmax()
 

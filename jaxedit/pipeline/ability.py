@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxedit.configs import require_at_least
 from jaxedit.data.corpus import read_text, token_blocks
 from jaxedit.data.probes import encode_probes
 from jaxedit.data.prompts import PromptRows, encode_prompts
@@ -80,9 +81,13 @@ def ability_at(
     """
     if not (config.tasks or config.text or config.generations or config.retention):
         raise ConfigError("nothing is asked: name --tasks or a --text, or leave retention on")
+    require_at_least(config, text_tokens=1, block=1, groups=1, generations=0, generated=1, batch=1)
+    chosen, stored = sorted(set(steps)), RunFolder.open(path)
+    for step in chosen:
+        stored.require_step(step)
     found, _, prepared = trajectory(path, report)
     checkpoint, frozen = prepared.checkpoint, prepared.params.frozen
-    model, first, chosen = checkpoint.model, Params(found.at(0), frozen), sorted(set(steps))
+    model, first = checkpoint.model, Params(found.at(0), frozen)
     quizzes, blocks = quizzes_of(config, checkpoint), blocks_of(config, checkpoint)
     written, speaker = _Written(found.folder, prepared), _Speaker(config, prepared)
     for done, (step, now) in enumerate(found.walk(chosen)):

@@ -43,7 +43,7 @@ class Trajectory:
 
         Raises RunError for a step that the run does not have, and where the files that lead there are damaged.
         """
-        self._check(step)
+        self.folder.require_step(step)
         if not self.folder.low_rank:
             return self.resumable(step)[0]
         return self._forward(*self._nearest(step), step)
@@ -52,7 +52,7 @@ class Trajectory:
         """Several steps, ascending, each reached from the one before."""
         now: tuple[int, Matrices] | None = None
         for step in steps:
-            self._check(step)
+            self.folder.require_step(step)
             if now is None or not self.folder.low_rank or step < now[0]:
                 now = step, self.at(step)
             else:
@@ -61,8 +61,8 @@ class Trajectory:
 
     def change(self, start: int, stop: int) -> dict[str, LowRank | Float[Array, "in out"]]:
         """What updates `start` .. `stop - 1` added to each matrix: factors side by side, or a dense difference."""
-        self._check(start)
-        self._check(stop)
+        self.folder.require_step(start)
+        self.folder.require_step(stop)
         if stop < start:
             raise RunError(f"a change goes from an earlier to a later step, not from {start} to {stop}")
         if not self.folder.low_rank:
@@ -105,7 +105,7 @@ class Trajectory:
 
     def resumable(self, step: int) -> tuple[Matrices, State]:
         """Matrices and the editor's state after `step` updates: all that a run needs to go on from there."""
-        self._check(step)
+        self.folder.require_step(step)
         edited, state, begun = self._begun(step)
         for chunk in self.folder.journal.chunks[begun:]:
             if chunk.first >= step:
@@ -132,10 +132,6 @@ class Trajectory:
             except RunError as error:
                 problems.append(str(error))
         return problems
-
-    def _check(self, step: int) -> None:
-        if not 0 <= step <= self.steps:
-            raise RunError(f"{self.folder.path} has steps 0 to {self.steps}, there is no step {step}")
 
     def _nearest(self, step: int) -> tuple[int, Matrices]:
         """The last good snapshot up to a step."""

@@ -58,6 +58,11 @@ class RunFolder:
         """How many updates are finished."""
         return self.journal.updates
 
+    def require_step(self, step: int) -> None:
+        """Raises RunError unless the run has a model after so many updates."""
+        if not 0 <= step <= self.updates:
+            raise RunError(f"{self.path} has steps 0 to {self.updates}, there is no step {step}")
+
     @property
     def finished(self) -> bool:
         """Whether all updates are done and scored."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -218,6 +219,46 @@ def test_a_step_is_served_to_the_harness(home: Path) -> None:
     asked = Instance("loglikelihood_rolling", {}, (CORPUS[0],), 0)
     assert served(home / "run", 2).loglikelihood_rolling([asked]) == pytest.approx([expected], rel=1e-5)
     assert served(home / "run", 0).loglikelihood_rolling([asked]) != pytest.approx([expected], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--steps", "0", "4"], "no step 4"),
+        (["--steps", "-1"], "no step -1"),
+        (["--points", "1"], "points is 1"),
+        (["--groups", "0"], "groups is 0"),
+        (["--generations", "-1"], "generations is -1"),
+        (["--generated", "0"], "generated is 0"),
+        (["--batch", "0"], "batch is 0"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_the_model_is_loaded(
+    home: Path, given: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run's model is out of reach: whoever loads it first says so instead."""
+    shutil.copytree(home / "run", tmp_path / "run")
+    hidden = (home / "model").rename(home / "hidden")
+    try:
+        with pytest.raises(SystemExit):
+            main(["ability", str(tmp_path / "run"), *given])
+    finally:
+        hidden.rename(home / "model")
+    assert named in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+def test_results_appear_complete_or_not_at_all(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, *args: object, **options: object) -> int:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    given = ["ability", str(home / "run"), "--steps", "0", "--out", str(tmp_path / "out")]
+    with pytest.raises((OSError, SystemExit)):
+        main([*given, "--groups", "1"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_to_ask_is_refused(home: Path) -> None:

@@ -51,6 +51,7 @@ def test_a_model_has_not_drifted_from_itself(gpt2: Case) -> None:
     assert drift(gpt2.model, gpt2.checkpoint.params, params, BLOCKS, 4) == (0, 1)
     broken = params._replace(edited=jax.tree.map(lambda x: x * math.nan, params.edited))
     assert math.isnan(drift(gpt2.model, params, broken, BLOCKS, 4).kl)
+    assert math.isnan(drift(gpt2.model, broken, params, BLOCKS, 4).kl)
 
 
 def test_memory_does_not_grow_with_the_text(gpt2: Case) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxedit.report.page.run_figures import most_grown, place_of
 from jaxedit.report.page.source import Source
 from jaxedit.report.record import SCORES, RunRecord, layer_of
+from jaxedit.report.tables import percent
 
 SETTINGS = (
     "model",
@@ -53,7 +54,7 @@ def summary(sources: Sequence[Source], labels: Sequence[str]) -> Table:
         phases = {"unedited": record.unedited, "right after": record.right_after(), "final": record.final}
         for phase, means in phases.items():
             about = (label, record.editor, edits, str(record.refused)) if phase == "unedited" else ("",) * 4
-            scores = [_percent(means.get(name)) for name in (*SCORES, "S")]
+            scores = [percent(means.get(name)) for name in (*SCORES, "S")]
             growth = (_growth(record), place_of(most_grown(record))) if phase == "final" else ("", "")
             rows.append((*about, phase, *scores, *growth))
     columns = ("run", "editor", "edits", "refused", "scored", *SCORES, "S", "growth", "matrix")
@@ -121,10 +122,6 @@ def documents(source: Source) -> str:
     return json.dumps(
         {"config": source.config, "environment": source.environment}, indent=2, ensure_ascii=False
     )
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None or np.isnan(value) else f"{100 * value:.1f}"
 
 
 def _growth(record: RunRecord) -> str:
