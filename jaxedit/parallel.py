@@ -149,11 +149,17 @@ def placed_parameters(params: Mapping[str, Array], devices: Devices) -> dict[str
     """Parameters by path where `devices` want them: on a mesh, matrices split by `partition`."""
     if not isinstance(devices, OnMesh):
         return dict(params)
-    mesh = devices.mesh
     return {
-        path: jax.device_put(leaf, NamedSharding(mesh, partition(path, leaf.shape, mesh.shape[TENSOR])))
+        path: jax.device_put(leaf, parameter_sharding(path, leaf.shape, devices))
         for path, leaf in params.items()
     }
+
+
+def parameter_sharding(path: str, shape: tuple[int, ...], devices: Devices) -> NamedSharding | None:
+    """Where a parameter lies on a mesh, split by `partition`; None off a mesh."""
+    if not isinstance(devices, OnMesh):
+        return None
+    return NamedSharding(devices.mesh, partition(path, shape, devices.mesh.shape[TENSOR]))
 
 
 def partition(path: str, shape: tuple[int, ...], parts: int) -> PartitionSpec:

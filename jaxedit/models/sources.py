@@ -20,6 +20,7 @@ from jaxedit.models.hub import fetch, fetch_quickly
 from jaxedit.models.model import Model
 from jaxedit.models.tensorfiles import read_json, weight_files
 from jaxedit.models.weights import load_safetensors_folder
+from jaxedit.parallel import ONE_DEVICE, Devices
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -38,19 +39,23 @@ class Checkpoint:
     fingerprint: str  # SHA-256 over the weight files
 
 
-def load(name: str, dtype: DTypeLike = jnp.float32, cache: Path | None = None) -> Checkpoint:
-    """Loads a model by folder, built-in name or hub id, with all parameters in `dtype`.
+def load(
+    name: str, dtype: DTypeLike = jnp.float32, cache: Path | None = None, devices: Devices = ONE_DEVICE
+) -> Checkpoint:
+    """Loads a model by folder, built-in name or hub id, with all parameters in `dtype`, onto these devices.
+
+    On a mesh that splits matrices no device, and no process, ever holds the whole model.
 
     Raises ModelError where it cannot be found, or its configuration, weights or tokenizer cannot be read.
     """
     folder = resolve(name, cache)
     hf_config = read_json(folder / "config.json")
-    model = Model(decoder_config(hf_config))
+    model = Model(decoder_config(hf_config), devices)
     return Checkpoint(
         name=name,
         folder=folder,
         model=model,
-        params=load_safetensors_folder(folder, model.config, dtype),
+        params=load_safetensors_folder(folder, model.config, dtype, devices),
         tokenizer=_tokenizer(folder),
         hf_config=hf_config,
         fingerprint=fingerprint(folder),

@@ -1,10 +1,13 @@
 """Checkpoint folders of Hugging Face <-> flat parameters by dotted path, both ways, one tensor at a time."""
 
+import functools
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +16,11 @@ from jaxtyping import Array, DTypeLike
 
 from jaxedit.errors import ModelError
 from jaxedit.models.config import DecoderConfig
-from jaxedit.models.families import Family, HFConfig, TensorMap, family_of
+from jaxedit.models.families import Bounds, Family, HFConfig, TensorMap, family_of
 from jaxedit.models.folders import new_folder
 from jaxedit.models.model import Model
 from jaxedit.models.tensorfiles import READABLE, SINGLE, opened, weight_files, write_tensors
+from jaxedit.parallel import ONE_DEVICE, Devices, parameter_sharding
 
 SHOWN = 20  # problems spelled out in one message
 COPIED = (
@@ -33,50 +37,66 @@ COPIED = (
 
 
 def load_safetensors_folder(
-    folder: Path, config: DecoderConfig, dtype: DTypeLike = jnp.float32
+    folder: Path, config: DecoderConfig, dtype: DTypeLike = jnp.float32, devices: Devices = ONE_DEVICE
 ) -> dict[str, Array]:
     """Reads `model.safetensors`, or the shards of its index, into parameters by dotted path.
 
     Every parameter of the model must come from exactly one tensor, and every tensor of the files must go
-    somewhere. Shapes are those of `Model(config).shapes`; all arrays have `dtype`.
+    somewhere. Shapes are those of `Model(config).shapes`; all arrays have `dtype`. They lie where `devices` want
+    them, and of one that is split a process reads the slices of its own devices.
 
     Raises ModelError: one that lists all tensors that are missing, unknown, given twice, of the wrong shape
     or kind, or not finite; or one that names the file that is truncated or damaged.
     """
-    reading = _Reading(family_of(config.family), config, np.dtype(dtype))
+    reading = _Reading(family_of(config.family), config, np.dtype(dtype), devices)
     files, index = weight_files(folder)
     for file in files:
-        reading.read(file, index)
+        reading.find(file, index)
     return reading.result(folder)
 
 
-class _Reading:
-    """Parameters and problems found so far, file after file."""
+class _Stored(NamedTuple):
+    """A tensor of a checkpoint, where it lies."""
 
-    def __init__(self, family: Family, config: DecoderConfig, dtype: np.dtype):
-        self.family, self.config, self.dtype = family, config, dtype
+    file: Path
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.file.name}: {self.name}"
+
+    def read(self, bounds: Bounds) -> np.ndarray:
+        """The tensor within `bounds`. The file is opened anew: while it is, pages read of it stay in memory."""
+        with opened(self.file) as tensors:
+            return tensors.get_slice(self.name)[tuple(slice(*pair) for pair in bounds)]
+
+
+class _Reading:
+    """Tensors and problems found so far, file after file, and then the parameters."""
+
+    def __init__(self, family: Family, config: DecoderConfig, dtype: np.dtype, devices: Devices):
+        self.family, self.config, self.dtype, self.devices = family, config, dtype, devices
         self.head = family.heads[0]
         self.shapes = Model(config).shapes
         self.maps = {tensor.name: tensor for tensor in family.tensors(config)}
-        self.params: dict[str, Array] = {}
-        self.origin: dict[str, str] = {}  # file and name of each tensor seen, by its full name
+        self.found: dict[str, _Stored] = {}  # by full name
+        self.unfit: set[str] = set()  # full names of the wrong shape or kind
         self.problems: list[str] = []
-        self.tied_head: np.ndarray | None = None
 
-    def read(self, file: Path, index: dict[str, str]) -> None:
+    def find(self, file: Path, index: dict[str, str]) -> None:
+        """Notes what a file holds, without its numbers."""
         with opened(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                where = f"{file.name}: {name}"
+                where = _Stored(file, name)
                 if index and index.get(name) != file.name:
                     self.problems.append(f"{where}: the index says {index.get(name, 'nothing of it')}")
                 full = self._full_name(name)
                 if full is None:
                     continue
-                if full in self.origin:
-                    self.problems.append(f"{where}: given twice, also as {self.origin[full]}")
+                if full in self.found:
+                    self.problems.append(f"{where}: given twice, also as {self.found[full]}")
                     continue
-                self.origin[full] = where
-                self._take(full, where, tensors, name)
+                self.found[full] = where
+                self._examine(full, where, tensors.get_slice(name))
 
     def _full_name(self, name: str) -> str | None:
         """The name with the prefix that checkpoints of the bare backbone lack; None for an ignored buffer."""
@@ -88,48 +108,90 @@ class _Reading:
             return self.head
         return name if name in self.maps else prefix + bare
 
-    def _take(self, full: str, where: str, tensors: object, name: str) -> None:
-        view = tensors.get_slice(name)  # type: ignore[attr-defined]
-        tied = full == self.head and self.config.tied_head
-        if full not in self.maps and not tied:
+    def _map(self, full: str) -> TensorMap | None:
+        """Where a tensor goes; a head that is tied goes where the embedding does."""
+        if full == self.head and self.config.tied_head:
+            return TensorMap(full, ("embedding",))
+        return self.maps.get(full)
+
+    def _examine(self, full: str, where: _Stored, view: Any) -> None:
+        mapped = self._map(full)
+        if mapped is None:
             self.problems.append(
                 f"{where}: no such tensor in a {self.family.model_type} model of this config.json"
             )
             return
-        mapped = TensorMap(full, ("embedding",)) if tied else self.maps[full]
         expected, found = mapped.stored_shape(self.shapes), tuple(view.get_shape())
         if view.get_dtype() not in READABLE:
-            self.problems.append(
-                f"{where}: holds {view.get_dtype()}, expected one of {', '.join(sorted(READABLE))}"
-            )
+            kinds = ", ".join(sorted(READABLE))
+            self.problems.append(f"{where}: holds {view.get_dtype()}, expected one of {kinds}")
         elif found != expected:
             self.problems.append(f"{where}: expected shape {expected}, found {found}")
         else:
-            stored = tensors.get_tensor(name).astype(self.dtype, copy=False)  # type: ignore[attr-defined]
-            if not np.isfinite(stored).all():
-                self.problems.append(
-                    f"{where}: {int((~np.isfinite(stored)).sum())} values are NaN or infinite"
-                )
-            elif tied:
-                self.tied_head = stored
-            else:
-                self.params |= {path: jnp.asarray(part) for path, part in mapped.split(stored, self.shapes)}
+            return
+        self.unfit.add(full)
 
     def result(self, folder: Path) -> dict[str, Array]:
         """The parameters, in the order of the model. Raises ModelError where anything was wrong."""
-        for name, mapped in self.maps.items():
-            if name not in self.origin:
+        params: dict[str, Array] = {}
+        for full, mapped in self.maps.items():
+            if full not in self.found:
                 shape = mapped.stored_shape(self.shapes)
-                self.problems.append(f"{name}: missing, expected shape {shape}")
-        head, embedding = self.tied_head, self.params.get("embedding")
-        if head is not None and embedding is not None and not np.array_equal(head, embedding):
-            self.problems.append(
-                f"{self.origin[self.head]}: differs from the embedding although config.json ties them; "
-                "set tie_word_embeddings to false there"
-            )
+                self.problems.append(f"{full}: missing, expected shape {shape}")
+            elif full not in self.unfit:
+                params |= self._parameters(full, mapped)
         if self.problems:
             raise ModelError(_listed(folder, self.problems))
-        return {path: self.params[path] for path in self.shapes}
+        return {path: params[path] for path in self.shapes}
+
+    def _parameters(self, full: str, mapped: TensorMap) -> dict[str, Array]:
+        """What a tensor holds, by path, placed; notes numbers that are not finite."""
+        wrong, differs = 0, False
+
+        def part(path: str, bounds: Bounds) -> np.ndarray:
+            nonlocal wrong, differs
+            numbers = self._part(full, path, bounds)
+            wrong += int(np.count_nonzero(~np.isfinite(numbers)))
+            differs |= path == "embedding" and not self._agrees_with_head(numbers, bounds)
+            return numbers
+
+        placed = {path: self._placed(path, functools.partial(part, path)) for path in mapped.paths}
+        if wrong:
+            self.problems.append(f"{self.found[full]}: {wrong} values are NaN or infinite")
+        elif differs:
+            self.problems.append(
+                f"{self.found[self.head]}: differs from the embedding although config.json ties them; "
+                "set tie_word_embeddings to false there"
+            )
+        return placed
+
+    def _part(self, full: str, path: str, bounds: Bounds) -> np.ndarray:
+        """Of one tensor, what of a parameter lies within `bounds`."""
+        mapped = self._map(full)
+        assert mapped is not None, full
+        return mapped.part(path, bounds, self.shapes, self.found[full].read).astype(self.dtype, copy=False)
+
+    def _placed(self, path: str, part: Callable[[Bounds], np.ndarray]) -> Array:
+        """A parameter from its parts, each asked for once and for devices of this process only."""
+        shape = self.shapes[path]
+        sharding = parameter_sharding(path, shape, self.devices)
+        if sharding is None:
+            return jnp.asarray(part(tuple((0, size) for size in shape)))
+        holders = defaultdict(list)
+        for device, index in sharding.addressable_devices_indices_map(shape).items():
+            slices = zip(index or (), shape, strict=True)
+            holders[tuple(s.indices(size)[:2] for s, size in slices)].append(device)
+        pieces = []
+        for bounds, devices in holders.items():
+            numbers = part(bounds)
+            pieces += [jax.device_put(numbers, device) for device in devices]
+        return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
+
+    def _agrees_with_head(self, embedding: np.ndarray, bounds: Bounds) -> bool:
+        """Whether a head that is stored although it is tied is the embedding, within `bounds`."""
+        if not self.config.tied_head or self.head not in self.found or self.head in self.unfit:
+            return True
+        return np.array_equal(self._part(self.head, "embedding", bounds), embedding)
 
 
 def _listed(folder: Path, problems: list[str]) -> str:

@@ -12,8 +12,8 @@ from jaxtyping import Array
 
 from jaxedit.editors import Settings
 from jaxedit.errors import RunError
-from jaxedit.models.sources import Checkpoint, load
-from jaxedit.parallel import on_one_device
+from jaxedit.models.sources import Checkpoint
+from jaxedit.parallel import on_one_device, placed_parameters
 from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, config_from
 from jaxedit.pipeline.plan import plan_of
 from jaxedit.pipeline.prepare import (
@@ -21,6 +21,7 @@ from jaxedit.pipeline.prepare import (
     Report,
     choose_facts,
     draw_contexts,
+    load_model,
     prepare,
     quiet,
     with_matrices,
@@ -116,8 +117,8 @@ def branch(
     check(new)
     same = (new.editor, new.settings, new.facts) == (config.editor, config.settings, config.facts)
     edited, state = parent.resumable(step) if same else (parent.at(step), None)
-    base = dataclasses.replace(prepared.checkpoint, params=load(config.model, jnp.dtype(config.dtype)).params)
-    matrices = parent.folder.origin(base.params) | edited
+    base = load_model(new)
+    matrices = placed_parameters(parent.folder.origin(base.params) | edited, base.model.placement)
     if same:
         done = sum(len(batch) for batch in plan_of(config, prepared).batches[:step])
         skip = config.text.skip + step

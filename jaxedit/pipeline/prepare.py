@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -23,7 +24,7 @@ from jaxedit.editors.transforms import build_transforms, chain, read_transform
 from jaxedit.errors import ConfigError, FactError
 from jaxedit.evaluation.edits import probe_scores
 from jaxedit.evaluation.generation import sample
-from jaxedit.models.sources import Checkpoint
+from jaxedit.models.sources import Checkpoint, load
 from jaxedit.moments import load_moments
 from jaxedit.parallel import Devices, devices_for, placed_parameters, replicated
 from jaxedit.pipeline.config import RunConfig
@@ -53,6 +54,12 @@ class Prepared(NamedTuple):
 
 def quiet(stage: str, done: int, total: int) -> None:
     """A report that says nothing."""
+
+
+def load_model(config: RunConfig) -> Checkpoint:
+    """The base weights, on the devices that the run is made on."""
+    devices = devices_for(config.devices.way, config.devices.tensor)
+    return load(config.model, jnp.dtype(config.dtype), devices=devices)
 
 
 def choose_facts(config: RunConfig, checkpoint: Checkpoint, report: Report) -> list[Fact]:
@@ -142,8 +149,8 @@ def prepare(
 ) -> Prepared:
     """The editor with its second moments, and the parameters split for it.
 
-    `checkpoint` are the base weights, `origin` matrices that differ from them before the first update. The
-    moments are those of the base weights all the same.
+    `checkpoint` are the base weights as `load_model` gives them, `origin` matrices that differ from them before the
+    first update. The moments are those of the base weights all the same.
     """
     chosen = method(config.editor)
     resolved = chosen.configure(checkpoint.model.config, config.settings)
@@ -156,8 +163,7 @@ def prepare(
         moments = load_moments(
             config.moments, checkpoint, resolved.layers, generate, run_key(config, "corpus"), report
         )
-    devices = devices_for(config.devices.way, config.devices.tensor)
-    model = dataclasses.replace(checkpoint.model, placement=devices)
+    model, devices = checkpoint.model, checkpoint.model.placement
     moments, network = replicated((moments, network), devices)
     editor = chosen.build(model, moments if network is None else network, resolved)
     if config.transforms:

@@ -16,7 +16,6 @@ from jaxedit.data.sources import load_facts
 from jaxedit.errors import RunError
 from jaxedit.evaluation.edits import probe_scores
 from jaxedit.linalg import frobenius
-from jaxedit.models.sources import load
 from jaxedit.parallel import Devices, placed_facts, placed_parameters, replicated
 from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, config_from
 from jaxedit.pipeline.lines import metric_lines, summary
@@ -27,6 +26,7 @@ from jaxedit.pipeline.prepare import (
     choose_facts,
     draw_contexts,
     environment,
+    load_model,
     prepare,
     quiet,
 )
@@ -50,7 +50,7 @@ def run(config: RunConfig, report: Report = quiet, stop: Stop = never) -> RunFol
     """Edits `config.count` facts in sequence and writes the run folder; returns it when all is done."""
     check(config)
     refuse_existing(Path(config.out))
-    checkpoint = load(config.model, dtype=jnp.dtype(config.dtype))
+    checkpoint = load_model(config)
     facts = choose_facts(config, checkpoint, report)
     contexts = draw_contexts(config, checkpoint)
     prepared = prepare(config, checkpoint, facts, contexts, report)
@@ -105,7 +105,7 @@ def reopen(
     """
     config = config_from(folder.read("config") | {"out": str(folder.path)})
     config = dataclasses.replace(config, devices=devices or config.devices)
-    checkpoint = load(config.model, dtype=jnp.dtype(config.dtype))
+    checkpoint = load_model(config)
     folder.require_base(config.model, checkpoint.fingerprint)
     origin = folder.origin(checkpoint.params)
     facts = load_facts(str(folder.facts_file()))

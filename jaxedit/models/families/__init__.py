@@ -2,7 +2,7 @@
 
 from jaxedit.errors import ModelError, unknown_name
 from jaxedit.models.config import DecoderConfig
-from jaxedit.models.families.base import Family, HFConfig, TensorMap
+from jaxedit.models.families.base import Bounds, Family, HFConfig, TensorMap
 from jaxedit.models.families.gemma import GEMMA2, GEMMA3
 from jaxedit.models.families.gpt2 import GPT2
 from jaxedit.models.families.gptj import GPTJ
@@ -32,7 +32,7 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-__all__ = ["FAMILIES", "Family", "HFConfig", "TensorMap", "decoder_config", "family_of"]
+__all__ = ["FAMILIES", "Bounds", "Family", "HFConfig", "TensorMap", "decoder_config", "family_of"]
 
 
 def family_of(model_type: str) -> Family:

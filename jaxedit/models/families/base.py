@@ -1,6 +1,6 @@
 """What a family says: how its configuration reads, and where each tensor of a checkpoint lives here."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -11,6 +11,9 @@ from jaxedit.models.config import DecoderConfig
 
 HFConfig = dict[str, Any]
 """The content of a checkpoint's `config.json`."""
+
+Bounds = tuple[tuple[int, int], ...]
+"""First index and the one behind the last, of every axis."""
 
 LARGEST_SIZE, MOST_LAYERS = 2**26, 1024  # refused beyond, before anything is built to that size
 
@@ -46,28 +49,47 @@ class TensorMap:
         joined = (*first[:-1], sum(shapes[path][-1] for path in self.paths))
         return joined[::-1] if self.transposed else joined
 
-    def split(
-        self, stored: np.ndarray, shapes: dict[str, tuple[int, ...]]
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """Our parameters, by path, as contiguous parts of the checkpoint's tensor `stored_shape`."""
-        whole, start = self._grouped(stored.T if self.transposed else stored), 0
-        for path in self.paths:
-            width = shapes[path][-1] // self.groups
-            part = whole[..., start : start + width].reshape(shapes[path])
-            yield path, np.ascontiguousarray(part)
-            start += width
+    def part(
+        self,
+        path: str,
+        bounds: Bounds,
+        shapes: dict[str, tuple[int, ...]],
+        read: Callable[[Bounds], np.ndarray],
+    ) -> np.ndarray:
+        """One of our parameters within `bounds`, contiguous; `read` gives the checkpoint's tensor within some.
+
+        No more is read than that, but for whole groups of an interleaved tensor.
+        """
+        before = self.paths[: self.paths.index(path)]
+        start, width, whole = (
+            sum(shapes[p][-1] for p in paths) // self.groups for paths in (before, (path,), self.paths)
+        )
+        *rows, (low, high) = bounds
+        if self.groups == 1:
+            columns = (start + low, start + high)
+        else:
+            columns = (low // width * whole, -(-high // width) * whole)
+        wanted = (*rows, columns)
+        stored = read(wanted[::-1] if self.transposed else wanted)
+        block = stored.T if self.transposed else stored
+        if self.groups > 1:
+            block = self._grouped(block, block.shape[-1] // whole)[..., start : start + width]
+            first = low // width * width
+            block = block.reshape(*block.shape[:-2], -1)[..., low - first : high - first]
+        return np.ascontiguousarray(block)
 
     def join(self, parts: list[np.ndarray]) -> np.ndarray:
-        """The checkpoint's tensor from our parameters, in the order of `paths`; inverse of `split`."""
+        """The checkpoint's tensor from our parameters, whole and in the order of `paths`; inverse of `part`."""
         whole = parts[0]
         if len(parts) > 1:
-            whole = np.concatenate([self._grouped(part) for part in parts], axis=-1)
+            whole = np.concatenate([self._grouped(part, self.groups) for part in parts], axis=-1)
             whole = whole.reshape(*whole.shape[:-2], -1)
         return np.ascontiguousarray(whole.T if self.transposed else whole)
 
-    def _grouped(self, x: np.ndarray) -> np.ndarray:
+    @staticmethod
+    def _grouped(x: np.ndarray, groups: int) -> np.ndarray:
         """[..., out] as [..., groups, out / groups]."""
-        return x.reshape(*x.shape[:-1], self.groups, -1)
+        return x.reshape(*x.shape[:-1], groups, -1)
 
 
 def linear(theirs: str, ours: str, bias: bool) -> list[TensorMap]:
