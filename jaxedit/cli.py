@@ -46,6 +46,7 @@ from jaxedit.export import export
 from jaxedit.models.sources import default_cache
 from jaxedit.parallel import Way
 from jaxedit.pipeline import DeviceConfig, RunConfig, Stop
+from jaxedit.processes import is_first
 from jaxedit.report.figures import Format, write_figures
 from jaxedit.report.page import measure_folders, read_source, write_page
 from jaxedit.report.progress import reporting
@@ -81,6 +82,8 @@ class Resume(Computing):
     """How to spread the work from here on (see `jaxedit run --devices.way`); by default as it was."""
     tensor: int = 1
     """With a new way "mesh": devices that share the matrices of one copy of the model."""
+    distributed: bool = False
+    """With a new way "mesh": this is one of several processes (see `jaxedit run --devices.distributed`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +228,8 @@ def execute(command: Command, out: Console, err: Console) -> None:
     match command:
         case Run(config=config):
             _edit(lambda report, stop: pipeline.run(config, report, stop), out, err)
-        case Resume(run=run, policy=policy, way=way, tensor=tensor):
-            devices = None if way is None else DeviceConfig(way, tensor)
+        case Resume(run=run, policy=policy, way=way):
+            devices = None if way is None else DeviceConfig(way, command.tensor, command.distributed)
             _edit(lambda report, stop: pipeline.resume(run, report, stop, policy, devices), out, err)
         case Sweep():
             execute_sweep(command, out, err)
@@ -259,6 +262,8 @@ def _edit(edit: Any, out: Console, err: Console) -> None:
     if not folder.finished:
         say(err, f"stopped; `jaxedit resume {folder.path}` goes on after {folder.updates} updates")
         raise SystemExit(TERMINATED)
+    if not is_first():
+        return
     seconds = time.monotonic() - start
     _report(Report(runs=(folder.path,)), out)
     say(out, f"The run is in {folder.path}; it took {seconds:.0f} s.")

@@ -53,6 +53,14 @@ def require_at_least(config: Any, /, where: str = "", **least: int) -> None:
             raise ConfigError(f"{where}{name} is {value}; it must be at least {bound}")
 
 
+def require_plain_path(path: str | Path) -> None:
+    """Raises ConfigError for a folder in which orbax 0.12 writes checkpoints that it cannot read again."""
+    if "[" in (whole := str(Path(path).absolute())):
+        raise ConfigError(
+            f"{whole}: checkpoints below a folder with '[' in its name are lost; choose another"
+        )
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:

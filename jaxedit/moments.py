@@ -19,6 +19,7 @@ from jaxedit.data.contexts import Generate, sample_corpus
 from jaxedit.data.corpus import read_text, token_blocks
 from jaxedit.errors import StatisticsError
 from jaxedit.models.sources import Checkpoint, default_cache
+from jaxedit.processes import by_first, from_first, to_host
 from jaxedit.statistics import second_moments
 
 
@@ -58,16 +59,25 @@ def load_moments(
     }
     name = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:24]
     files = {layer: default_cache() / "moments" / name / f"layer-{layer}.safetensors" for layer in layers}
-    found = {layer: file for layer, file in files.items() if source.cache and file.exists()}
-    moments = {layer: read_moment(file, checkpoint.fingerprint) for layer, file in found.items()}
+    here = {layer: source.cache and file.exists() for layer, file in files.items()}
+    cached = from_first(lambda: here, here)
+    found = {layer: file for layer, file in files.items() if cached[layer]}
+    empty = jnp.zeros((checkpoint.model.config.d_ff,) * 2)
+    moments = from_first(
+        lambda: {layer: read_moment(file, checkpoint.fingerprint) for layer, file in found.items()},
+        dict.fromkeys(found, empty),
+    )
     if missing := files.keys() - found.keys():
         report("collecting second moments", 0, 1)
         blocks = _blocks(source, checkpoint, tokens, generate, key)
         moments |= second_moments(checkpoint.model, checkpoint.params, blocks, sorted(missing))
         report("collecting second moments", 1, 1)
         if source.cache:
-            for layer in missing:
-                write_moment(files[layer], moments[layer], provenance | {"counted": int(blocks.size)})
+            counted, whole = (
+                {"counted": int(blocks.size)},
+                to_host({layer: moments[layer] for layer in missing}),
+            )
+            by_first(lambda: write_moments(files, whole, provenance | counted))
     return {layer: moments[layer] for layer in sorted(moments)}
 
 
@@ -91,7 +101,15 @@ def _blocks(
     return blocks
 
 
-def write_moment(file: Path, moment: Float[Array, "d_k d_k"], provenance: dict[str, Any]) -> None:
+def write_moments(files: dict[int, Path], moments: dict[int, np.ndarray], provenance: dict[str, Any]) -> None:
+    """Each layer's moment, in its own file."""
+    for layer, moment in moments.items():
+        write_moment(files[layer], moment, provenance)
+
+
+def write_moment(
+    file: Path, moment: Float[Array | np.ndarray, "d_k d_k"], provenance: dict[str, Any]
+) -> None:
     """A safetensors file with one tensor, its provenance in the metadata; it appears in one step."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}.partial")

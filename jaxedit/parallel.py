@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -149,10 +150,7 @@ def placed_parameters(params: Mapping[str, Array], devices: Devices) -> dict[str
     """Parameters by path where `devices` want them: on a mesh, matrices split by `partition`."""
     if not isinstance(devices, OnMesh):
         return dict(params)
-    return {
-        path: jax.device_put(leaf, parameter_sharding(path, leaf.shape, devices))
-        for path, leaf in params.items()
-    }
+    return {path: _put(leaf, parameter_sharding(path, leaf.shape, devices)) for path, leaf in params.items()}
 
 
 def parameter_sharding(path: str, shape: tuple[int, ...], devices: Devices) -> NamedSharding | None:
@@ -180,14 +178,23 @@ def placed_facts(tree: T, devices: Devices, axis: int = 0) -> T:
     if not isinstance(devices, OnMesh):
         return tree
     where = NamedSharding(devices.mesh, PartitionSpec(*[None] * axis, DATA))
-    return jax.tree.map(lambda x: jax.device_put(x, where), tree)
+    return jax.tree.map(lambda x: _put(x, where), tree)
 
 
 def replicated(tree: T, devices: Devices) -> T:
     """Whole on every device of a mesh."""
     if not isinstance(devices, OnMesh):
         return tree
-    return jax.device_put(tree, NamedSharding(devices.mesh, PartitionSpec()))
+    return jax.tree.map(lambda x: _put(x, NamedSharding(devices.mesh, PartitionSpec())), tree)
+
+
+def _put(x: Any, sharding: NamedSharding | None) -> Array:
+    """`device_put`, also where the devices are those of several processes and `x` is whole in each of them."""
+    if sharding is None or sharding.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
+        return jax.device_put(x, sharding)
+    numbers = np.asarray(x)
+    with jax.enable_x64(isinstance(x, jax.Array)):  # a float64 state stays one
+        return jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
 
 
 def on_one_device(tree: T, devices: Devices) -> T:

@@ -93,7 +93,7 @@ def write(folder: Path, bench: Bench) -> int:
             used = 0
         files[-1].append(tensor)
         used += count
-    places = {}
+    places: dict[str, str] = {}
     for i, tensors in enumerate(files, 1):
         name = f"model-{i:05}-of-{len(files):05}.safetensors"
         write_tensors(folder / name, tensors, BF16, numbers(tensors))

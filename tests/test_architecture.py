@@ -104,6 +104,7 @@ def test_transformers_is_imported_only_where_text_and_checkpoints_are() -> None:
         ("types", ("types", "errors")),
         ("linalg", ("types", "errors")),
         ("parallel", ("errors",)),
+        ("processes", ("errors",)),
         ("models", ("models", "parallel", "types", "errors")),
         ("data", ("data", "types", "errors")),
         ("lookup", ("models.decoder", "types", "errors")),
@@ -111,7 +112,7 @@ def test_transformers_is_imported_only_where_text_and_checkpoints_are() -> None:
         ("values", ("lookup", "packed", "linalg", "models.decoder", "models.packing", "types", "errors")),
         ("statistics", ("models", "linalg", "types", "errors")),
         ("editors", ("editors", "types", "linalg", "models", "values", "lookup", "errors")),
-        ("evaluation", ("evaluation", "models", "types", "errors")),
+        ("evaluation", ("evaluation", "processes", "models", "types", "errors")),
         ("diagnostics", ("diagnostics", "models", "linalg", "types", "errors")),
         ("trajectory", ("trajectory", "parallel", "linalg", "configs", "types", "errors")),
         (

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxedit.models.model import Model
+from jaxedit.processes import to_host
 from jaxedit.types import NEIGHBORHOOD, PARAPHRASE, REWRITE, Params, Probes
 
 KINDS = {"rewrite": REWRITE, "paraphrase": PARAPHRASE, "neighborhood": NEIGHBORHOOD}
@@ -99,7 +100,7 @@ def score_all(
         rows = jax.tree.map(lambda x: x[start : start + batch], probes)  # noqa: B023
         count = len(rows.kind)
         rows = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], batch - count, axis=0)]), rows)  # noqa: B023
-        parts.append(jax.tree.map(lambda x: np.asarray(x)[:count], scores_together(model, params, rows)))  # noqa: B023
+        parts.append(jax.tree.map(lambda x: x[:count], to_host(scores_together(model, params, rows))))  # noqa: B023
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

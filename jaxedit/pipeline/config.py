@@ -44,6 +44,9 @@ class DeviceConfig:
     """one: the first device; pmap: facts over the local devices; mesh: facts over all devices of all processes."""
     tensor: int = 1
     """With "mesh": devices that share the matrices of one copy of the model."""
+    distributed: bool = False
+    """With "mesh": this is one of several processes. JAX finds the others on Slurm, Open MPI, GKE and TPU pods; else
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them. All see one disk."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def check(config: RunConfig) -> None:
     if chosen.request == "text" and config.text.file is None:
         raise ConfigError(f"editor {config.editor!r} learns from text: name a file with --text.file")
     require_at_least(config, count=1, chunk=1, batch_size=0)
-    check_way(config.devices.way, config.devices.tensor)
+    check_devices(config.devices)
     for text in config.transforms:
         read_transform(text)
     if not -(2**63) <= config.seed < 2**63:
@@ -108,6 +111,13 @@ def check(config: RunConfig) -> None:
         value = getattr(config.limits, name)
         if value is not None and not value > 0:
             raise ConfigError(f"limits.{name} is {value}; it must be above 0")
+
+
+def check_devices(devices: DeviceConfig) -> None:
+    """Raises ConfigError for what cannot work on any devices."""
+    check_way(devices.way, devices.tensor)
+    if devices.distributed and devices.way != "mesh":
+        raise ConfigError(f"only way 'mesh' spreads work over processes, not {devices.way!r}")
 
 
 def config_from(content: dict[str, Any]) -> RunConfig:

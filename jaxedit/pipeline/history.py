@@ -14,7 +14,7 @@ from jaxedit.editors import Settings
 from jaxedit.errors import RunError
 from jaxedit.models.sources import Checkpoint
 from jaxedit.parallel import on_one_device, placed_parameters
-from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, config_from
+from jaxedit.pipeline.config import DeviceConfig, RunConfig, check
 from jaxedit.pipeline.plan import plan_of
 from jaxedit.pipeline.prepare import (
     Prepared,
@@ -29,6 +29,7 @@ from jaxedit.pipeline.prepare import (
 from jaxedit.pipeline.sequence import (
     Stop,
     apply_function,
+    devices_of,
     finish,
     guard_for,
     never,
@@ -57,11 +58,6 @@ def trajectory(path: str | Path, report: Report = quiet) -> tuple[Trajectory, Ru
     )
     found = Trajectory(folder, prepared.params.edited, state, lambda *given: program()(*given))
     return found, config, prepared
-
-
-def devices_of(folder: RunFolder) -> DeviceConfig:
-    """The devices that a run asked for."""
-    return config_from(folder.read("config")).devices
 
 
 def _as_it_was(folder: RunFolder) -> Prepared:

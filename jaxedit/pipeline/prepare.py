@@ -28,6 +28,7 @@ from jaxedit.models.sources import Checkpoint, load
 from jaxedit.moments import load_moments
 from jaxedit.parallel import Devices, devices_for, placed_parameters, replicated
 from jaxedit.pipeline.config import RunConfig
+from jaxedit.processes import to_host
 from jaxedit.training.files import learned_ids, load_net
 from jaxedit.types import Editor, Params
 
@@ -101,7 +102,7 @@ def known_facts(
             max_length=model.config.max_positions,
             shape=shape,
         )
-        knows = np.asarray(step(checkpoint.params, probes)["knows"])[: len(rows)]
+        knows = to_host(step(checkpoint.params, probes)["knows"])[: len(rows)]
         known += [fact for fact, yes in zip(facts[start : start + batch], knows, strict=True) if yes]
         report("finding facts the model knows", min(len(known), count), count)
         if len(known) >= count:
@@ -123,8 +124,10 @@ def generator(checkpoint: Checkpoint, top_k: int):
     """`sample` on the unedited model, special tokens banned."""
     banned = tuple(sorted(set(checkpoint.tokenizer.all_special_ids)))
 
-    def generate(prompt: Array, valid: Array, steps: int, key: Array) -> Array:
-        return sample(checkpoint.model, checkpoint.params, prompt, valid, steps, key, top_k, 1.0, banned)
+    def generate(prompt: Array, valid: Array, steps: int, key: Array) -> np.ndarray:
+        return to_host(
+            sample(checkpoint.model, checkpoint.params, prompt, valid, steps, key, top_k, 1.0, banned)
+        )
 
     return generate
 

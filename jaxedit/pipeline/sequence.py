@@ -17,7 +17,8 @@ from jaxedit.errors import RunError
 from jaxedit.evaluation.edits import probe_scores
 from jaxedit.linalg import frobenius
 from jaxedit.parallel import Devices, placed_facts, placed_parameters, replicated
-from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, config_from
+from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, check_devices, config_from
+from jaxedit.pipeline.follow import Follower, writer_of
 from jaxedit.pipeline.lines import metric_lines, summary
 from jaxedit.pipeline.plan import plan_of
 from jaxedit.pipeline.prepare import (
@@ -30,6 +31,7 @@ from jaxedit.pipeline.prepare import (
     prepare,
     quiet,
 )
+from jaxedit.processes import any_process, by_first, join_processes, several, to_host
 from jaxedit.trajectory.guard import REASONS, Guard, Policy, guard_of
 from jaxedit.trajectory.replay import Trajectory
 from jaxedit.trajectory.run import ApplyChunk, Chunk, Step, chunk_function
@@ -49,7 +51,8 @@ def never() -> bool:
 def run(config: RunConfig, report: Report = quiet, stop: Stop = never) -> RunFolder:
     """Edits `config.count` facts in sequence and writes the run folder; returns it when all is done."""
     check(config)
-    refuse_existing(Path(config.out))
+    join(config.devices)
+    by_first(lambda: refuse_existing(Path(config.out)))
     checkpoint = load_model(config)
     facts = choose_facts(config, checkpoint, report)
     contexts = draw_contexts(config, checkpoint)
@@ -57,6 +60,17 @@ def run(config: RunConfig, report: Report = quiet, stop: Stop = never) -> RunFol
     state = prepared.editor.init(prepared.params)
     folder = new_folder(config, prepared, state)
     return finish(config, folder, prepared, report, stop)
+
+
+def join(devices: DeviceConfig) -> None:
+    """Waits for the other processes of a run that has several."""
+    if devices.distributed:
+        join_processes()
+
+
+def devices_of(folder: RunFolder) -> DeviceConfig:
+    """The devices that a run asked for."""
+    return config_from(folder.read("config")).devices
 
 
 def new_folder(
@@ -74,7 +88,9 @@ def new_folder(
     if branch is not None:
         documents["environment"]["branch"] = branch
     remembered = state if prepared.editor.remembers else None
-    return create(config.out, documents, jsonl(prepared.facts), prepared.params.edited, remembered, origin)
+    arrays = to_host((prepared.params.edited, remembered, origin))
+    by_first(lambda: create(config.out, documents, jsonl(prepared.facts), *arrays))
+    return RunFolder.open(config.out)
 
 
 def resume(
@@ -92,6 +108,9 @@ def resume(
     folder = RunFolder.open(path)
     if folder.finished:
         return folder
+    devices = devices or devices_of(folder)
+    check_devices(devices)
+    join(devices)
     config, prepared = reopen(folder, report, devices)
     return finish(config, folder, prepared, report, stop, policy)
 
@@ -122,12 +141,12 @@ def finish(
     policy: Policy | None = None,
 ) -> RunFolder:
     """Applies all updates that are not yet in the folder, then scores everything on the final model."""
-    with RunWriter(folder) as writer:
-        folder = RunFolder.open(folder.path)
+    with writer_of(folder) as writer:
         if policy is not None:
-            writer.change_policy(policy)
-        edited, state = continued(folder, prepared)
-        edited, state, stopped = _apply_all(config, writer, prepared, (edited, state), report, stop)
+            by_first(lambda: writer.change_policy(policy))
+        folder = RunFolder.open(folder.path)
+        start = continued(folder, prepared)
+        edited, state, stopped = _apply_all(config, folder, writer, prepared, start, report, stop)
         if not stopped:
             final = prepared.editor.finalize(Params(edited, prepared.params.frozen), state)
             writer.end(summary(prepared, final, report))
@@ -147,7 +166,8 @@ def continued(folder: RunFolder, prepared: Prepared) -> tuple[dict[str, Array], 
 
 def _apply_all(
     config: RunConfig,
-    writer: RunWriter,
+    folder: RunFolder,
+    writer: RunWriter | Follower,
     prepared: Prepared,
     start: tuple[dict[str, Array], State],
     report: Report,
@@ -155,21 +175,23 @@ def _apply_all(
 ) -> tuple[dict[str, Array], State, bool]:
     """Edited matrices and state after the last update, and whether the run was stopped before."""
     plan = plan_of(config, prepared)
-    guard = guard_for(config, prepared, writer.journal.policy)
+    guard = guard_for(config, prepared, folder.journal.policy)
     apply = apply_function(config, prepared, guard)
     edited, state = start
-    begun = writer.journal.updates
+    begun = folder.updates
     report("editing", begun, plan.updates)
     remembers = prepared.editor.remembers
     chunks = plan.chunks(begun)
     upcoming = next(chunks, None)
     while (planned := upcoming) is not None:
-        if stop():
+        if any_process(stop()):
             return edited, state, True
         chunk = placed_chunk(planned.chunk, prepared.devices)
         edited, state = placed(edited, state, prepared.devices)
         edited, state, steps = apply(edited, prepared.params.frozen, state, chunk)
+        steps = replicated(steps, prepared.devices)
         kept = jax.tree.map(jnp.copy, (edited, state if remembers else None))
+        kept = to_host(kept) if several() else kept
         upcoming = next(chunks, None)  # encoded while the device works
         refused = np.asarray(steps.refused)
         halted = guard.policy == "stop" and refused.any()
@@ -179,7 +201,7 @@ def _apply_all(
             writer.append(Done(count, planned.shape, steps, lines, *kept))
         if halted:
             writer.wait()
-            raise RunError(_refusal(writer.path, planned.first + count, steps, count, planned.batches[count]))
+            raise RunError(_refusal(folder.path, planned.first + count, steps, count, planned.batches[count]))
         report("editing", planned.first + count, plan.updates)
     return edited, state, False
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxedit.configs import require_at_least
+from jaxedit.configs import require_at_least, require_plain_path
 from jaxedit.data.facts import Fact
 from jaxedit.data.sources import load_facts
 from jaxedit.editors import Settings, method
@@ -115,6 +115,7 @@ def check_train(config: TrainRun) -> None:
     if not method(config.editor).needs_net:
         trained = ", ".join(name for name, row in METHODS.items() if row.needs_net)
         raise ConfigError(f"editor {config.editor!r} edits without a trained network; train one of {trained}")
+    require_plain_path(config.out)
     require_at_least(config, count=1, held_out=1, paraphrases=0, neighbors=1)
 
 

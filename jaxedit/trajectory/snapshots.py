@@ -47,7 +47,7 @@ def save(folder: Path, tree: PyTree) -> None:
     partial = folder.with_name(folder.name + ".partial")
     for left in (partial, folder):
         shutil.rmtree(left, ignore_errors=True)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(partial.absolute(), tree)
         checkpointer.wait_until_finished()
     write_sums(partial)
@@ -62,15 +62,34 @@ def restore(folder: Path, like: PyTree, expected: str) -> Any:
     """
     if problems := check_sums(folder):
         raise RunError(f"{problems[0]}. Other snapshots may be good: `jaxedit verify` tells")
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    abstract = jax.tree.map(_within_reach, like)
     try:
-        with jax.enable_x64(True), ocp.StandardCheckpointer() as checkpointer:  # keeps float64 inverses
+        with jax.enable_x64(True), _checkpointer() as checkpointer:  # keeps float64 inverses
             tree = checkpointer.restore(folder.absolute(), abstract)
     except Exception as error:  # orbax and tensorstore raise a dozen kinds, by what was altered
         raise RunError(f"{folder} does not hold what this run needs: {error}") from None
     if fingerprint(tree) != expected:
         raise RunError(f"{folder} holds other numbers than the journal says: it was altered")
     return tree
+
+
+def _within_reach(leaf: Any) -> Any:
+    """Shape, type and place of an array; the first device where it is spread over those of other processes."""
+    found = ocp.utils.to_shape_dtype_struct(leaf)
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return found
+    return jax.ShapeDtypeStruct(
+        found.shape, found.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    )
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Of this process, which waits for no other: the first one saves, and all restore."""
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def prune(root: Path, keep: dict[str, set[int]]) -> None:

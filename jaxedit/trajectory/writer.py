@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array
 from safetensors.numpy import save as save_tensors
 
+from jaxedit.configs import require_plain_path
 from jaxedit.errors import RunError
 from jaxedit.trajectory import journal as journals
 from jaxedit.trajectory import snapshots
@@ -89,7 +90,8 @@ def _fill(partial, documents, facts, edited, state, origin) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raises RunError where something is at `path`."""
+    """Raises RunError where something is at `path`, ConfigError where no run can be."""
+    require_plain_path(path)
     if path.exists():
         raise RunError(
             f"the run folder {path} exists already. Continue it with `jaxedit resume {path}`, "

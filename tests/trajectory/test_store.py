@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxedit.errors import RunError
+from jaxedit.errors import ConfigError, RunError
 from jaxedit.trajectory import journal as journals
 from jaxedit.trajectory.journal import Finished
 from jaxedit.trajectory.run import Chunk, chunk_function
 from jaxedit.trajectory.snapshots import restore, save
 from jaxedit.trajectory.store import FORMAT, RunFolder
-from jaxedit.trajectory.writer import Done, RunWriter, create
+from jaxedit.trajectory.writer import Done, RunWriter, create, refuse_existing
 from tests.cases import same_bits
 from tests.trajectory.made import Made, drawn, grow, make, new, requests, start
 
@@ -79,6 +79,13 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
         pass
     with RunWriter(run):
         pass
+
+
+def test_a_folder_that_orbax_cannot_read_again_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"run\[0\]: checkpoints below a folder with '\[' in its name are lost"
+    ):
+        refuse_existing(tmp_path / "run[0]")
 
 
 def test_an_existing_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
