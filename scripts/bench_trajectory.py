@@ -6,7 +6,8 @@ access    a run of 1,000 updates in SmolLM2-135M's shapes (5 matrices of 1536 x 
           factors by the true driver and writer: seconds of `Trajectory.at` for 50 random steps
 overhead  a run of 30 MEMIT edits of SmolLM2-135M, one at a time: seconds in which the run waits for its files,
           and seconds of work in the writer's thread, over the seconds of the chunks after the first
-memory    2,000 edits of a tiny model: resident memory every 100 updates
+memory    2,000 edits of a tiny model by MEMIT with history: resident memory every 100 updates, seconds of an
+          update around the 100th and of the last 100
 """
 
 import json
@@ -26,7 +27,7 @@ import tyro
 
 from jaxedit import pipeline
 from jaxedit.configs import build, read_toml
-from jaxedit.pipeline import RunConfig, sequence
+from jaxedit.pipeline import RunConfig, follow
 from jaxedit.trajectory.writer import Done, RunWriter
 from scripts.check_kills import make_model
 from tests.trajectory.synthetic import write_run
@@ -89,9 +90,9 @@ def overhead(bench: Bench, folder: Path) -> dict[str, Any]:
         if stage == "editing" and done:
             marks.append(time.perf_counter())
 
-    sequence.RunWriter = TimedWriter  # type: ignore[misc]
+    follow.RunWriter = TimedWriter  # type: ignore[misc]
     pipeline.run(RunConfig(out=str(folder / "timed"), count=bench.edits, chunk=10), report)
-    sequence.RunWriter = RunWriter  # type: ignore[misc]
+    follow.RunWriter = RunWriter  # type: ignore[misc]
     chunks = len(marks) - 1
     seconds = marks[-1] - marks[0]
     waited, worked = sum(TimedWriter.waited[1 : chunks + 1]), sum(TimedWriter.worked[1:])
@@ -102,12 +103,16 @@ def overhead(bench: Bench, folder: Path) -> dict[str, Any]:
 
 
 def memory(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Resident MB every 100 updates; growth from the first 200 on."""
+    """Resident MB every 100 updates; growth from the first 200 on; seconds of an update."""
     make_model(folder, bench.long)
-    config = build(RunConfig, read_toml(folder / "memit.toml") | {"out": str(folder / "long"), "chunk": 10})
+    given = read_toml(folder / "memit.toml") | {"out": str(folder / "long"), "chunk": 10}
+    config = build(RunConfig, given | {"editor": "memit-history"})
     resident: dict[int, float] = {}
+    marks: dict[int, float] = {}
 
     def report(stage: str, done: int, total: int) -> None:
+        if stage == "editing":
+            marks[done] = time.perf_counter()
         if stage == "editing" and done and done % 100 == 0:
             resident[done] = resident_mb()
             print(f"{done} updates: {resident[done]:.0f} MB", file=sys.stderr)
@@ -118,7 +123,15 @@ def memory(bench: Bench, folder: Path) -> dict[str, Any]:
         "resident": resident,
         "growth": from_200[-1] - from_200[0],
         "range": max(from_200) - min(from_200),
+        "seconds": (early := seconds_of(marks, 100)),
+        "seconds, last": (late := seconds_of(marks, bench.long - 50)),
+        "ratio": late / early,
     }
+
+
+def seconds_of(marks: dict[int, float], centre: int) -> float:
+    """Seconds of an update, the median of the ten chunks around one."""
+    return median((marks[end] - marks[end - 10]) / 10 for end in range(centre - 40, centre + 51, 10))
 
 
 def resident_mb() -> float:

@@ -1,13 +1,10 @@
 """`jaxedit ability`: what the model of a stored run can still do, at any of its steps."""
 
-import dataclasses
-import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -16,10 +13,11 @@ from tyro.conf import Positional, arg
 
 from jaxedit.commands.common import Computing, say
 from jaxedit.configs import require_at_least
-from jaxedit.errors import ConfigError
-from jaxedit.models.folders import new_folder
-from jaxedit.pipeline.ability import AbilityAt, AbilityConfig, ability_at
+from jaxedit.pipeline.ability import ability_at
+from jaxedit.pipeline.asked import AbilityAt
+from jaxedit.pipeline.found import ability_of, plain, require_new, write_ability
 from jaxedit.pipeline.spread import spread
+from jaxedit.pipeline.watch_config import AbilityConfig
 from jaxedit.report.progress import reporting
 from jaxedit.report.tables import percent
 from jaxedit.trajectory.store import RunFolder
@@ -41,38 +39,20 @@ class AskRun(Computing):
 
 
 def execute_ability(command: AskRun, out: Console, err: Console) -> None:
-    """Asks, and writes ability.json: one object a step; `null` is what is infinite or not there.
-
-    config.json says what was asked for.
-    """
-    folder = command.out or command.run.resolve().with_name(command.run.resolve().name + "-ability")
-    if folder.exists():
-        raise ConfigError(f"{folder} exists already: choose another folder with --out")
+    """Asks, and writes the answers, as `pipeline.found.write_ability` does."""
+    folder = command.out or ability_of(command.run)
+    require_new(folder)
     require_at_least(command, points=2)
     start = time.monotonic()
     stored = RunFolder.open(command.run)
     steps = command.steps or tuple(spread(range(stored.updates + 1), command.points))
     with reporting(err, "loading the model") as report:
         found = list(ability_at(command.run, steps, command.config, report))
-    asked = {"run": str(command.run), "steps": steps, **dataclasses.asdict(command.config)}
-    with new_folder(folder) as draft:
-        (draft / "ability.json").write_text(json.dumps([plain(one) for one in found], indent=1) + "\n")
-        (draft / "config.json").write_text(json.dumps(asked, indent=2, default=str) + "\n")
+    write_ability(folder, stored, steps, command.config, [plain(one) for one in found])
     out.print(ability_table(found))
     if any(one.retention for one in found):
         out.print(retention_table(found))
     say(out, f"All numbers are in {folder}; it took {time.monotonic() - start:.0f} s.")
-
-
-def plain(value: Any) -> Any:
-    """Named tuples as JSON objects, numbers that are not finite as None."""
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return plain(value._asdict())
-    if isinstance(value, dict):
-        return {name: plain(x) for name, x in value.items()}
-    if isinstance(value, list):
-        return [plain(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def ability_table(found: Sequence[AbilityAt]) -> Table:

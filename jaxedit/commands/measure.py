@@ -1,15 +1,11 @@
 """`jaxedit measure`: measures of a stored run, at any of its steps, as tables."""
 
-import dataclasses
-import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -17,10 +13,11 @@ from tyro.conf import Positional, arg
 
 from jaxedit.commands.common import Computing, say
 from jaxedit.configs import require_at_least
-from jaxedit.errors import ConfigError
-from jaxedit.pipeline.growth_record import growth_record
-from jaxedit.pipeline.measure import MeasureConfig, Row, measures_at
+from jaxedit.pipeline.found import measures_of, require_new, write_measures
+from jaxedit.pipeline.measure import measures_at
+from jaxedit.pipeline.measured import Row
 from jaxedit.pipeline.spread import spread
+from jaxedit.pipeline.watch_config import MeasureConfig
 from jaxedit.report.progress import reporting
 from jaxedit.trajectory.store import RunFolder
 
@@ -43,44 +40,19 @@ class Measure(Computing):
 
 
 def execute_measure(command: Measure, out: Console, err: Console) -> None:
-    """Measures and writes the tables.
-
-    measures.jsonl has one object a number; `null` is what is infinite. measures.npz has the same by columns, for
-    `numpy.load`. growth.json has the growth laws of every matrix, where updates are low rank. config.json says
-    what was asked for.
-    """
-    folder = command.out or command.run.resolve().with_name(command.run.resolve().name + "-measures")
-    if folder.exists():
-        raise ConfigError(f"{folder} exists already: choose another folder with --out")
+    """Measures and writes the tables, as `pipeline.found.write_measures` does."""
+    folder = command.out or measures_of(command.run)
+    require_new(folder)
     require_at_least(command, points=2)
     start = time.monotonic()
     stored = RunFolder.open(command.run)
     steps = command.steps or tuple(spread(range(stored.updates + 1), command.points))
     with reporting(err, "loading the model") as report:
         rows = list(measures_at(command.run, steps, command.config, report))
-    folder.mkdir(parents=True)
-    write_rows(rows, folder)
-    if laws := growth_record(rows, command.config.seed):
-        (folder / "growth.json").write_text(json.dumps(laws, indent=1) + "\n")
-    asked = {"run": str(command.run), "steps": steps, **dataclasses.asdict(command.config)}
-    (folder / "config.json").write_text(json.dumps(asked, indent=2, default=str) + "\n")
+    write_measures(folder, stored, steps, command.config, rows)
     if rows:
         out.print(step_table(rows, max(steps)))
     say(out, f"{len(rows):,} numbers are in {folder}; it took {time.monotonic() - start:.0f} s.")
-
-
-def write_rows(rows: Sequence[Row], folder: Path) -> None:
-    """measures.jsonl and measures.npz."""
-    with (folder / "measures.jsonl").open("w") as file:
-        for row in rows:
-            line: dict[str, Any] = row._asdict()
-            if not math.isfinite(row.value):
-                line["value"] = None
-            file.write(json.dumps(line) + "\n")
-    columns: dict[str, Any] = {}
-    if rows:
-        columns = dict(zip(Row._fields, map(np.array, zip(*rows, strict=True)), strict=True))
-    np.savez_compressed(folder / "measures.npz", **columns)
 
 
 def step_table(rows: Sequence[Row], step: int) -> Table:

@@ -1,6 +1,6 @@
 """The settings of a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxedit.configs import build, require_at_least
@@ -9,6 +9,7 @@ from jaxedit.editors.transforms import read_transform
 from jaxedit.errors import ConfigError
 from jaxedit.moments import MomentSource
 from jaxedit.parallel import Way, check_way
+from jaxedit.pipeline.watch_config import Watch, check_watch
 from jaxedit.trajectory.guard import Policy
 
 
@@ -85,6 +86,8 @@ class RunConfig:
     """Updates that are refused."""
     devices: DeviceConfig = DeviceConfig()
     """Several devices: a batch's facts, at least one for each, are divided among them."""
+    watch: Watch = field(default_factory=Watch)
+    """What is measured on the way."""
     score: bool = True
     """Score every edit right after its update."""
     seed: int = 0
@@ -103,6 +106,7 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"editor {config.editor!r} learns from text: name a file with --text.file")
     require_at_least(config, count=1, chunk=1, batch_size=0)
     check_devices(config.devices)
+    check_watch(config.watch, config.chunk, config.devices.distributed)
     for text in config.transforms:
         read_transform(text)
     if not -(2**63) <= config.seed < 2**63:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from jaxedit.diagnostics.growth import LEAST, Bootstrap, Comparison, Fit, bootstrap, compare, winner
 from jaxedit.diagnostics.laws import LAWS
-from jaxedit.pipeline.measure import Row
+from jaxedit.pipeline.measured import Row
 
 SERIES = ("path_norm", "path_distance")
 

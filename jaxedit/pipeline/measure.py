@@ -1,73 +1,12 @@
-"""Measures of a stored run at any of its steps: its matrices, the way to them, and vectors inside the model."""
+"""Measures of a stored run at any of its steps."""
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array
-
-from jaxedit.diagnostics.activations import Activations
-from jaxedit.diagnostics.controls import Match, random_update
-from jaxedit.diagnostics.path import Path as Way
-from jaxedit.diagnostics.path import Walked, alignment_share, begin, walk
-from jaxedit.diagnostics.shifts import Group as VectorGroup
-from jaxedit.diagnostics.shifts import activation_measures
-from jaxedit.diagnostics.stacked import over_matrices
-from jaxedit.diagnostics.weights import Group as WeightGroup
-from jaxedit.diagnostics.weights import Reference, reference, weight_measures
-from jaxedit.errors import ConfigError, RunError
-from jaxedit.linalg import added
 from jaxedit.pipeline.history import trajectory
-from jaxedit.pipeline.prepare import Prepared, Report, quiet
-from jaxedit.pipeline.prompt_sets import Collector, PromptSet, of_sets, prompt_sets
-from jaxedit.trajectory.replay import Matrices, Trajectory
-from jaxedit.types import LowRank, Params
-
-Vector = Literal["key", "mlp", "attention", "residual"]
-TOGETHER = 4  # layers and positions whose vectors are compared at once
-
-
-@dataclass(frozen=True)
-class MeasureConfig:
-    """What to measure, fully specified: the same configuration gives the same numbers."""
-
-    weights: tuple[WeightGroup, ...] = ("size", "drift", "leading", "subspace")
-    """Groups of measures of every edited matrix; "spectrum" and "intruders" decompose it whole."""
-    unedited: bool = False
-    """The same of these projections in all other layers, once: the yardstick."""
-    path: bool = True
-    """Step, alignment and efficiency of every update up to the last of the steps, where updates are low rank."""
-    activations: tuple[VectorGroup, ...] = ()
-    """Groups of measures of vectors inside the model."""
-    vectors: tuple[Vector, ...] = ("key", "mlp", "attention", "residual")
-    """Which of them; the output of the final norm is always there."""
-    k: int = 8
-    """Dimension of singular and principal subspaces."""
-    prompts: int = 128
-    """Prompts of each set, at most."""
-    text: Path | None = None
-    """Text file or folder of a third, neutral set of prompts."""
-    null: Match | None = "norm"
-    """Beside every step the first model with a random change of the same norm, or of the same singular values."""
-    seed: int = 0
-    """Of the random change, of halvings, and of the solvers' starts."""
-
-
-class Row(NamedTuple):
-    """One number."""
-
-    step: int
-    model: str  # "edited"; "random" for the null model; "unedited" for matrices that stay, at step 0
-    where: str  # a matrix by its path, or a vector such as "layers.3.mlp"
-    prompts: str  # name of the prompt set; empty for matrices
-    position: str  # place in the prompt; empty for matrices
-    measure: str  # a name in jaxedit.diagnostics.meanings
-    value: float
+from jaxedit.pipeline.measured import Measured, Row, path_of_run, path_rows
+from jaxedit.pipeline.prepare import Report, quiet
+from jaxedit.pipeline.watch_config import MeasureConfig, check_measures
 
 
 def measures_at(
@@ -80,167 +19,16 @@ def measures_at(
     Raises:
         RunError: no such run or step. ConfigError: a k that a matrix or a prompt set does not have.
     """
+    check_measures(config)
     found, _, prepared = trajectory(path, report)
     chosen = sorted(set(steps))
     first = found.at(0)
-    measured = _Measured(config, prepared, first)
+    measured = Measured(config, prepared, first)
     if config.path and found.folder.low_rank:
         yield from path_rows(path_of_run(found, chosen[-1] if chosen else 0, report))
     if config.unedited:
         yield from measured.unedited()
     for done, (step, now) in enumerate(found.walk(chosen)):
         report("measuring", done, len(chosen))
-        yield from measured.model(step, "edited", now)
-        if config.null is not None and step:
-            yield from measured.model(step, "random", measured.random(found, step, now))
+        yield from measured.at(step, now, found)
     report("measuring", len(chosen), len(chosen))
-
-
-class _Measured:
-    """What is compiled or computed once for all steps."""
-
-    def __init__(self, config: MeasureConfig, prepared: Prepared, first: Matrices):
-        self.config, self.frozen, self.first = config, prepared.params.frozen, first
-        self.key = jax.random.key(config.seed)
-        self._weights = self._weight_function(_two_dimensional(first))
-        self._sets: dict[str, PromptSet] = {}
-        if config.activations:
-            self._sets = prompt_sets(prepared.facts, prepared.checkpoint, config.prompts, config.text)
-            self._require_enough()
-            self._collector = Collector(prepared.checkpoint.model, config.vectors)
-            self._before = self._vectors(first)
-            self._shifts = jax.jit(
-                functools.partial(
-                    activation_measures,
-                    groups=config.activations,
-                    k=config.k,
-                    key=self.key,
-                    together=TOGETHER,
-                )
-            )
-
-    def _weight_function(self, first: Matrices) -> Callable[[Matrices], dict[str, dict[str, Array]]]:
-        groups, k, key = self.config.weights, self.config.k, self.key
-        if not groups:
-            return lambda now: {}
-        references: dict[str, Reference] = jax.jit(
-            lambda first: over_matrices(lambda w: reference(w, k, key), first, together=1)
-        )(first)
-        measure = jax.jit(
-            lambda now, first: over_matrices(
-                lambda w, r: weight_measures(w, r, groups, key), now, first, together=1
-            )
-        )
-        return lambda now: measure(now, references)
-
-    def _require_enough(self) -> None:
-        for name, one in self._sets.items():
-            count = len(one.prompts.tokens)
-            if count <= self.config.k:
-                raise ConfigError(
-                    f"k is {self.config.k}, but the {name!r} set has {count} prompts: lower k, or measure a run "
-                    f"of more facts"
-                )
-
-    def _vectors(self, matrices: Matrices) -> dict[str, Activations]:
-        return of_sets(self._collector, Params(matrices, self.frozen), self._sets)
-
-    def model(self, step: int, name: str, matrices: Matrices) -> Iterator[Row]:
-        """Rows of one model."""
-        yield from _matrix_rows(step, name, jax.device_get(self._weights(_two_dimensional(matrices))))
-        if self._sets:
-            after = self._vectors(matrices)
-            for which, one in self._sets.items():
-                found = jax.device_get(self._shifts(self._before[which], after[which]))
-                yield from _vector_rows(step, name, which, one.positions, found)
-
-    def unedited(self) -> Iterator[Row]:
-        """Rows of the matrices that no update writes, of the same projections."""
-        kinds = {_projection(path) for path in self.first}
-        others = {
-            path: jnp.asarray(matrix, jnp.float32)
-            for path, matrix in self.frozen.items()
-            if _projection(path) in kinds and matrix.ndim == 2
-        }
-        if others:
-            found = jax.device_get(self._weight_function(others)(others))
-            yield from _matrix_rows(0, "unedited", found)
-
-    def random(self, found: Trajectory, step: int, now: Matrices) -> Matrices:
-        """The null model: the first matrices, each with a random change that matches the true one."""
-        assert self.config.null is not None
-        changes = found.change(0, step) if found.folder.low_rank else {}
-        match = self.config.null
-        result = {}
-        for i, (path, first) in enumerate(self.first.items()):
-            change = changes.get(path, now[path] - first)
-            if isinstance(change, LowRank) and change.left.shape[1] > min(first.shape):
-                change = now[path] - first
-            key = jax.random.fold_in(jax.random.fold_in(self.key, step), i)
-            result[path] = added(first, random_update(key, change, match if first.ndim == 2 else "norm"))
-        return result
-
-
-def _projection(path: str) -> str:
-    """`layers.3.mlp.down.kernel` is mlp.down.kernel."""
-    return path.split(".", 2)[-1] if path.startswith("layers.") else path
-
-
-def _matrix_rows(step: int, model: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
-    for where, table in found.items():
-        yield from (Row(step, model, where, "", "", what, float(value)) for what, value in table.items())
-
-
-def _two_dimensional(matrices: Matrices) -> Matrices:
-    """Without the scales and biases that editors of whole models write too."""
-    return {path: matrix for path, matrix in matrices.items() if matrix.ndim == 2}
-
-
-def _vector_rows(
-    step: int, model: str, which: str, positions: tuple[str, ...], found: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Row]:
-    """Arrays [layers, positions] by vector and measure, as rows."""
-    for vector, table in found.items():
-        for what, values in table.items():
-            for layer, by_position in enumerate(values):
-                where = vector if vector == "final" else f"layers.{layer}.{vector}"
-                for position, value in zip(positions, by_position, strict=True):
-                    yield Row(step, model, where, which, position, what, float(value))
-
-
-def path_rows(ways: Mapping[str, Way]) -> Iterator[Row]:
-    """Every entry of every path."""
-    for where, way in ways.items():
-        columns = way._asdict() | {"alignment_share": alignment_share(way)}
-        for what, values in columns.items():
-            for i, value in enumerate(np.asarray(values)):
-                yield Row(i + 1, "edited", where, "", "", f"path_{what}", float(value))
-
-
-def path_of_run(found: Trajectory, last: int | None = None, report: Report = quiet) -> dict[str, Way]:
-    """The way of every matrix through the updates of a run, from the recorded factors alone.
-
-    A run rounds its matrices to float32 after every update, so that its norms differ from these by about 1e-7
-    of themselves. Updates that were refused are steps of nothing. Raises RunError where updates are dense.
-    """
-    if not found.folder.low_rank:
-        raise RunError(f"{found.folder.path} keeps no factors: its updates are dense, and so is their path")
-    last = found.steps if last is None else last
-    first = found.at(0)
-    walked: dict[str, Walked] = over_matrices(begin, first)
-    step = jax.jit(lambda first, walked, factors: over_matrices(walk, first, walked, factors))
-    parts: dict[str, list[Way]] = {path: [] for path in first}
-    for chunk in found.folder.journal.chunks:
-        if chunk.first >= last:
-            break
-        counts = ~np.isin(np.arange(chunk.first, chunk.after), chunk.refused)
-        factors = {
-            path: LowRank(delta.left * counts[:, None, None].astype(np.float32), delta.right)
-            for path, delta in found.folder.factors(chunk, found.like).items()
-        }
-        results = step(first, walked, factors)
-        for path, (after, way) in results.items():
-            walked[path] = after
-            parts[path].append(jax.tree.map(lambda x: np.asarray(x)[: last - chunk.first], way))  # noqa: B023
-        report("following the updates", min(chunk.after, last), last)
-    return {path: jax.tree.map(lambda *x: np.concatenate(x), *ways) for path, ways in parts.items() if ways}

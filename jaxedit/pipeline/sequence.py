@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxedit.parallel import Devices, placed_facts, placed_parameters, replicate
 from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, check_devices, config_from
 from jaxedit.pipeline.follow import Follower, writer_of
 from jaxedit.pipeline.lines import metric_lines, summary
-from jaxedit.pipeline.plan import plan_of
+from jaxedit.pipeline.plan import Plan, plan_of
 from jaxedit.pipeline.prepare import (
     Prepared,
     Report,
@@ -31,6 +31,7 @@ from jaxedit.pipeline.prepare import (
     prepare,
     quiet,
 )
+from jaxedit.pipeline.watch import Watcher, require_room
 from jaxedit.processes import any_process, by_first, join_processes, several, to_host
 from jaxedit.trajectory.guard import REASONS, Guard, Policy, guard_of
 from jaxedit.trajectory.replay import Trajectory
@@ -53,6 +54,7 @@ def run(config: RunConfig, report: Report = quiet, stop: Stop = never) -> RunFol
     check(config)
     join(config.devices)
     by_first(lambda: refuse_existing(Path(config.out)))
+    require_room(config)
     checkpoint = load_model(config)
     facts = choose_facts(config, checkpoint, report)
     contexts = draw_contexts(config, checkpoint)
@@ -144,10 +146,13 @@ def finish(
     with writer_of(folder) as writer:
         if policy is not None:
             by_first(lambda: writer.change_policy(policy))
-        folder = RunFolder.open(folder.path)
-        start = continued(folder, prepared)
-        edited, state, stopped = _apply_all(config, folder, writer, prepared, start, report, stop)
+        folder, plan = RunFolder.open(folder.path), plan_of(config, prepared)
+        watcher = Watcher(config, prepared, folder, plan.updates, report)
+        watcher.catch_up()
+        job = _Job(config, prepared, folder, plan, writer, watcher)
+        edited, state, stopped = _apply_all(job, continued(folder, prepared), report, stop)
         if not stopped:
+            watcher.end()
             final = prepared.editor.finalize(Params(edited, prepared.params.frozen), state)
             writer.end(summary(prepared, final, report))
     return RunFolder.open(folder.path)
@@ -164,17 +169,22 @@ def continued(folder: RunFolder, prepared: Prepared) -> tuple[dict[str, Array], 
     return jax.tree.map(jnp.copy, (edited, folder.state(state)))
 
 
+class _Job(NamedTuple):
+    """A run that is opened for going on."""
+
+    config: RunConfig
+    prepared: Prepared
+    folder: RunFolder  # as it was opened
+    plan: Plan
+    writer: RunWriter | Follower
+    watcher: Watcher
+
+
 def _apply_all(
-    config: RunConfig,
-    folder: RunFolder,
-    writer: RunWriter | Follower,
-    prepared: Prepared,
-    start: tuple[dict[str, Array], State],
-    report: Report,
-    stop: Stop,
+    job: _Job, start: tuple[dict[str, Array], State], report: Report, stop: Stop
 ) -> tuple[dict[str, Array], State, bool]:
     """Edited matrices and state after the last update, and whether the run was stopped before."""
-    plan = plan_of(config, prepared)
+    config, prepared, folder, plan, writer, watcher = job
     guard = guard_for(config, prepared, folder.journal.policy)
     apply = apply_function(config, prepared, guard)
     edited, state = start
@@ -202,7 +212,11 @@ def _apply_all(
         if halted:
             writer.wait()
             raise RunError(_refusal(folder.path, planned.first + count, steps, count, planned.batches[count]))
-        report("editing", planned.first + count, plan.updates)
+        done = planned.first + count
+        if done in watcher.steps:
+            writer.wait()
+            watcher.look(done, edited)
+        report("editing", done, plan.updates)
     return edited, state, False
 
 

@@ -31,7 +31,7 @@ from jaxedit.errors import RunError
 from jaxedit.trajectory import journal as journals
 from jaxedit.trajectory import snapshots
 from jaxedit.trajectory.files import check_sums, sensible, sha256
-from jaxedit.trajectory.journal import Finished, Journal, Start
+from jaxedit.trajectory.journal import Finished, Journal, Start, line_of
 from jaxedit.types import LowRank, State
 
 FORMAT = 2
@@ -57,6 +57,11 @@ class RunFolder:
     def updates(self) -> int:
         """How many updates are finished."""
         return self.journal.updates
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the journal's first line: of all that the run is made of, wherever it lies."""
+        return line_of(self.journal.start, "")[1]
 
     def require_step(self, step: int) -> None:
         """Raises RunError unless the run has a model after so many updates."""

@@ -19,7 +19,9 @@ from jaxedit.evaluation.ability import score
 from jaxedit.evaluation.entropy import generation_entropy
 from jaxedit.evaluation.generation import sample
 from jaxedit.pipeline import model_at
-from jaxedit.pipeline.ability import AbilityAt, AbilityConfig, ability_at
+from jaxedit.pipeline.ability import ability_at
+from jaxedit.pipeline.asked import AbilityAt
+from jaxedit.pipeline.watch_config import AbilityConfig
 from jaxedit.trajectory.store import RunFolder
 from tests.reference.tiny import CORPUS, save_tiny, tiny_gpt2, tiny_tokenizer
 

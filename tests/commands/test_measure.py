@@ -16,8 +16,10 @@ from jaxedit.data import Fact, dump_jsonl
 from jaxedit.diagnostics.meanings import ACTIVATION_MEASURES, PATH_MEASURES, WEIGHT_MEASURES
 from jaxedit.errors import ConfigError, RunError
 from jaxedit.pipeline.growth_record import growth_record
-from jaxedit.pipeline.measure import MeasureConfig, Row, measures_at, path_of_run, path_rows
+from jaxedit.pipeline.measure import measures_at
+from jaxedit.pipeline.measured import Row, path_of_run, path_rows
 from jaxedit.pipeline.spread import spread
+from jaxedit.pipeline.watch_config import MeasureConfig
 from jaxedit.trajectory.guard import Guard
 from jaxedit.trajectory.store import RunFolder
 from tests.reference.tiny import save_tiny, tiny_gpt2, tiny_tokenizer

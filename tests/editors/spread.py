@@ -1,6 +1,8 @@
 """What editors do on several devices against what they do on one; a program of its own, run by test_devices.py.
 
-    JAX_NUM_CPU_DEVICES=8 python -m tests.editors.spread memit ft ...
+    JAX_NUM_CPU_DEVICES=8 python -m tests.editors.spread memit ft sequences ...
+
+"sequences" are many of MEMIT with history at once, divided among the devices.
 
 Prints the largest relative difference of the change of any matrix, by editor and way.
 """
@@ -18,10 +20,12 @@ import numpy as np
 
 from jaxedit.data import pad_requests
 from jaxedit.parallel import Devices, devices_for, placed_facts
+from jaxedit.trajectory.run import Chunk, many_function, stack
 from jaxedit.types import Requests
 from tests.cases import Case, make_case
 from tests.editors.rows import make_row
 
+SEQUENCES = "sequences"
 COLLECTIVE = re.compile(r"all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter")
 WAYS: dict[str, Devices] = {
     "pmap": devices_for("pmap"),
@@ -39,6 +43,24 @@ def changes(name: str, gpt2: Case, devices: Devices) -> dict[str, np.ndarray]:
         params, state, info = row.update(params, state, placed_facts(filled(batch), devices))
         assert bool(info.finite)
     return {path: np.asarray(params.edited[path]) - np.asarray(w) for path, w in row.params.edited.items()}
+
+
+def sequences(gpt2: Case, devices: Devices) -> dict[str, np.ndarray]:
+    """What eight sequences of two updates, in other orders, change of every matrix."""
+    row = make_row("memit-history", gpt2)
+    facts = jax.tree.map(lambda *x: jnp.concatenate(x), *row.batches[:2])
+
+    def chunk(first: int, second: int) -> Chunk:
+        batches = [jax.tree.map(lambda x: x[i : i + 1], facts) for i in (first, second)]  # noqa: B023
+        return Chunk(stack(batches), None, jnp.ones(2, bool))
+
+    orders = [(i, j) for i in range(4) for j in range(4) if i != j][:8]
+    edited, state = stack([(row.params.edited, row.state)] * 8)
+    apply = many_function(row.editor, devices=devices)
+    after, *_ = apply(
+        jax.tree.map(jnp.copy, edited), row.params.frozen, state, stack([chunk(*x) for x in orders])
+    )
+    return {path: np.asarray(after[path]) - np.asarray(edited[path]) for path in after}
 
 
 def filled(batch: Any) -> Any:
@@ -75,10 +97,15 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         gpt2 = make_case("gpt2", Path(folder))
     report: dict[str, Any] = {"devices": jax.device_count(), "collectives": collectives_in_loops(gpt2)}
-    for name in names:
+    for name in (name for name in names if name != SEQUENCES):
         expected = changes(name, gpt2, devices_for("one"))
         report[name] = {
             way: difference(changes(name, gpt2, devices), expected) for way, devices in WAYS.items()
+        }
+    if SEQUENCES in names:
+        expected = sequences(gpt2, devices_for("one"))
+        report[SEQUENCES] = {
+            way: difference(sequences(gpt2, WAYS[way]), expected) for way in ("pmap", "mesh-data")
         }
     sys.stdout.write(json.dumps(report))
 

@@ -39,6 +39,13 @@ def test_facts_spread_over_eight_devices_give_the_update_of_one() -> None:
 
 
 @pytest.mark.slow
+def test_sequences_spread_over_eight_devices_are_those_of_one() -> None:
+    found = spread("sequences")["sequences"]
+    assert found.keys() == {"pmap", "mesh-data"}
+    assert max(found.values()) <= 1e-5
+
+
+@pytest.mark.slow
 def test_every_editor_gives_the_update_of_one_device_on_eight() -> None:
     require_agreement(spread(*METHODS), list(METHODS))
 

@@ -16,6 +16,7 @@ import pytest
 from jaxedit.errors import ConfigError
 from jaxedit.report.page import Source, measure_folders, read_source, write_page
 from jaxedit.report.page.figure import POINTS, thinned
+from jaxedit.trajectory.store import RunFolder
 from tests.trajectory.synthetic import write_run
 
 from .records import record
@@ -116,8 +117,8 @@ def test_long_lines_are_thinned_and_keep_their_ends() -> None:
 
 def test_a_run_and_its_measures_are_read_from_their_folders(tmp_path: Path) -> None:
     runs = [tmp_path / "one", tmp_path / "two"]
-    for run in runs:
-        write_run(run, updates=4)
+    for run, updates in zip(runs, (4, 3), strict=True):
+        write_run(run, updates=updates)
     beside, given = tmp_path / "one-measures", tmp_path / "elsewhere"
     line = {"step": 4, "model": "edited", "where": "layers.1.mlp.down.kernel", "prompts": "", "position": ""}
     for folder, run in ((beside, "one"), (given, "two")):
@@ -125,13 +126,19 @@ def test_a_run_and_its_measures_are_read_from_their_folders(tmp_path: Path) -> N
         (folder / "measures.jsonl").write_text(
             json.dumps(line | {"measure": "condition", "value": None}) + "\n"
         )
-        (folder / "config.json").write_text(json.dumps({"run": f"moved/{run}"}))
+        identity = RunFolder.open(tmp_path / run).identity
+        (folder / "config.json").write_text(json.dumps({"run": f"moved/{run}", "identity": identity}))
     assert measure_folders(runs) == [beside, None]
     assert measure_folders(runs, [given]) == [beside, given]
     with pytest.raises(ConfigError, match="none of the runs"):
         measure_folders(runs[:1], [given])
     with pytest.raises(ConfigError, match="no folder that"):
         measure_folders(runs, [runs[0]])
+    given.rename(tmp_path / "two-measures")
+    shutil.rmtree(runs[1])
+    write_run(runs[1], updates=5)
+    with pytest.raises(ConfigError, match="measures of another run that had this name"):
+        measure_folders(runs)
     found = read_source(runs[0], beside)
     assert found.facts == [f"fact-{i}" for i in range(4)]
     assert np.isnan(found.measures[0]["value"])

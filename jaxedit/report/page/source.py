@@ -61,22 +61,37 @@ def _measured(source: Source, folder: Path) -> Source:
 def measure_folders(runs: Sequence[Path], given: Sequence[Path] = ()) -> list[Path | None]:
     """The measure folder of each run: the one given that was made of it, else `RUN-measures` where there is one.
 
-    Raises ConfigError where a given one is no measure folder, or of none of the runs.
+    Raises ConfigError where a folder is no measure folder, and where it was made of another run, though that may
+    have had the same name.
     """
-    resolved = [run.resolve() for run in runs]
-    found: dict[Path, Path] = {}
+    identities = [RunFolder.open(run).identity for run in runs]
+    found: dict[str, Path] = {}
     for folder in given:
-        try:
-            measured = Path(json.loads((folder / "config.json").read_text())["run"])
-        except (OSError, ValueError, LookupError, TypeError):
-            raise ConfigError(f"{folder} is no folder that `jaxedit measure` wrote") from None
-        same = [run for run in resolved if run == measured.resolve()]
-        same = same or [run for run in resolved if run.name == measured.name]
-        if not same:
+        measured, identity = _measured_run(folder)
+        if identity not in identities:
             raise ConfigError(f"{folder} has measures of {measured}, which is none of the runs named")
-        found[same[0]] = folder
-    beside = {run: run.with_name(run.name + MEASURES) for run in resolved}
+        found[identity] = folder
     return [
-        found.get(run, beside[run] if (beside[run] / "measures.jsonl").is_file() else None)
-        for run in resolved
+        found.get(identity) or _beside(run, identity) for run, identity in zip(runs, identities, strict=True)
     ]
+
+
+def _beside(run: Path, identity: str) -> Path | None:
+    folder = run.resolve().with_name(run.resolve().name + MEASURES)
+    if not folder.exists():
+        return None
+    if _measured_run(folder)[1] != identity:
+        raise ConfigError(
+            f"{folder} has measures of another run that had this name: remove it, or name the right folder with "
+            f"--measures"
+        )
+    return folder
+
+
+def _measured_run(folder: Path) -> tuple[str, str]:
+    """Path and identity of the run that a folder has measures of."""
+    try:
+        asked = json.loads((folder / "config.json").read_text())
+        return str(asked["run"]), str(asked["identity"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ConfigError(f"{folder} is no folder that `jaxedit measure` wrote") from None

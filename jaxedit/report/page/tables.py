@@ -1,7 +1,7 @@
 """The page's tables: scores of runs, their settings, their growth laws."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from jaxedit.report.page.run_figures import most_grown, place_of
 from jaxedit.report.page.source import Source
 from jaxedit.report.record import SCORES, RunRecord, layer_of
 from jaxedit.report.tables import percent
+from jaxedit.trajectory.files import sensible
 
 SETTINGS = (
     "model",
@@ -87,34 +88,32 @@ def growth_laws(sources: Sequence[Source], labels: Sequence[str]) -> Table:
     """The law that wins by matrix and series, with the intervals of its parameters."""
     rows: list[tuple[str, ...]] = []
     for source, label in zip(sources, labels, strict=True):
-        for matrix, found in sorted(source.laws.items(), key=lambda law: layer_of(law[0])):
-            for series, name in (("path_norm", "‖W‖"), ("path_distance", "‖W − W₀‖")):
-                if series not in found:
-                    continue
-                winner, laws = found[series]["winner"], found[series]["laws"]
-                law = winner or max(laws, key=lambda name: laws[name]["weight"])
-                params = ", ".join(
-                    f"{key} = {x['value']:.4g} [{x['low']:.4g}, {x['high']:.4g}]".replace(" ", "\u00a0")
-                    for key, x in laws[law]["params"].items()
-                )
-                share = f"{found['alignment_share']:.3f}"
-                rows.append(
-                    (
-                        label,
-                        place_of(matrix),
-                        name,
-                        winner or f"none ({law} fits)",
-                        params,
-                        f"{laws[law]['r2']:.4f}",
-                        share,
-                    )
-                )
+        with sensible(f"growth.json of {label}"):
+            rows += (row for law in sorted(source.laws.items(), key=_layer) for row in _law_rows(label, *law))
     columns = ("run", "matrix", "series", "law", "parameters [95% interval]", "R²", "alignment share")
     caption = (
         "How norm and distance grow with the updates t. No law wins where the one that fits best does not foresee "
         "best. Alignment share: 0 for a random walk, towards 1 where updates point along the matrix."
     )
     return Table("laws", "Growth laws", caption, columns, rows, numeric=False)
+
+
+def _layer(law: tuple[str, Any]) -> Any:
+    return layer_of(law[0])
+
+
+def _law_rows(label: str, matrix: str, found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for series, name in (("path_norm", "‖W‖"), ("path_distance", "‖W − W₀‖")):
+        if series not in found:
+            continue
+        winner, laws = found[series]["winner"], found[series]["laws"]
+        law = winner or max(laws, key=lambda name: laws[name]["weight"])
+        params = ", ".join(
+            f"{key} = {x['value']:.4g} [{x['low']:.4g}, {x['high']:.4g}]".replace(" ", "\u00a0")
+            for key, x in laws[law]["params"].items()
+        )
+        chosen, fit = winner or f"none ({law} fits)", f"{laws[law]['r2']:.4f}"
+        yield label, place_of(matrix), name, chosen, params, fit, f"{found['alignment_share']:.3f}"
 
 
 def documents(source: Source) -> str:

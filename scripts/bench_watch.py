@@ -1,0 +1,79 @@
+"""What measuring a run on the way costs of its time.
+
+    python scripts/bench_watch.py [--run.model smollm2-135m] [--run.editor memit] [--json FILE]
+
+Makes a run in a temporary folder that looks at every chunk, and takes the median of updates and of looks, without the
+first of each, which compile. Prints the share of the time that looks take at the default interval.
+"""
+
+import dataclasses
+import itertools
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tyro
+from rich.console import Console
+
+from jaxedit.cli import keep_compiled
+from jaxedit.pipeline import RunConfig, run
+from jaxedit.pipeline.watch_config import Watch
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What to measure."""
+
+    run: RunConfig = field(
+        default_factory=lambda: RunConfig(
+            count=24, chunk=6, watch=Watch(measure=True, every=6), model="smollm2-135m"
+        )
+    )
+    """The run; its looks are at every chunk."""
+    json: Path | None = None
+
+
+def main(bench: Bench) -> None:
+    keep_compiled()
+    marks: list[tuple[str, int, float]] = []
+
+    def report(stage: str, done: int, total: int) -> None:
+        marks.append((stage, done, time.perf_counter()))
+
+    with tempfile.TemporaryDirectory() as folder:
+        watch = dataclasses.replace(bench.run.watch, every=bench.run.chunk)
+        run(dataclasses.replace(bench.run, out=str(Path(folder) / "run"), watch=watch), report)
+    looks, chunks = [], []
+    for (stage, done, start), (_, _, end) in itertools.pairwise(marks):
+        if stage.startswith("looking") and not done:
+            looks.append(end - start)
+        elif stage == "editing":
+            chunks.append(end - start)  # up to the look behind the next chunk
+    look, update = median(looks[2:]), median(chunks[1:-1]) / bench.run.chunk
+    every = Watch().every
+    share = look / (look + every * update)
+    result = {
+        "model": bench.run.model,
+        "editor": bench.run.editor,
+        "seconds_look": look,
+        "seconds_update": update,
+        "every": every,
+        "share": share,
+    }
+    out = Console(highlight=False, soft_wrap=True)
+    out.print(
+        f"{bench.run.editor} on {bench.run.model}: an update {update:.3f} s, a look {look:.3f} s: "
+        f"{100 * share:.2f} % of the run's time at every {every} updates"
+    )
+    if bench.json is not None:
+        bench.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Bench, description=__doc__))
