@@ -151,22 +151,13 @@ def assert_follows(drawn: np.ndarray, p: np.ndarray) -> None:
 
 
 def test_a_row_with_its_own_key_writes_what_it_writes_alone(gpt2: Case) -> None:
-    """Beside others, and behind padding."""
-    (tokens, valid), params = right_aligned(gpt2), gpt2.checkpoint.params
-    keys = jax.random.split(jax.random.key(5), 2)
-    together = sample(gpt2.model, params, tokens, valid, STEPS, keys, 0, 1.0)
-    for i in range(2):
-        alone = sample(
-            gpt2.model,
-            params,
-            tokens[i : i + 1, valid[i]],
-            valid[i : i + 1, valid[i]],
-            STEPS,
-            keys[i : i + 1],
-            0,
-            1.0,
-        )
-        assert np.array_equal(alone[0], together[i])
+    """The short prompt, behind padding and beside the other, and without."""
+    (tokens, valid), keys = right_aligned(gpt2), jax.random.split(jax.random.key(5), 2)
+    together = sample(gpt2.model, gpt2.checkpoint.params, tokens, valid, STEPS, keys, 0)
+    bare = tokens[1:, valid[1]], np.ones((1, valid[1].sum()), bool)
+    assert bare[0].shape[1] < tokens.shape[1]
+    alone = sample(gpt2.model, gpt2.checkpoint.params, *bare, STEPS, keys[1:], 0)
+    assert np.array_equal(alone[0], together[1])
     assert not np.array_equal(together[0], together[1])
 
 
