@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxedit.errors import ModelError
 from jaxedit.models.sources import load
 from jaxedit.trajectory.run import Chunk, chunk_function, replayed
 from tests.cases import Case, same_bits
+from tests.test_interop import ENDING, Plain, assert_answers, numbers
 from tests.trajectory.made import requests, start
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -52,6 +54,15 @@ def test_the_example_of_questions_runs(
     exec(block("encode_quizzes"), names)
     assert names["scores"].asked == 2
     assert 0 <= names["scores"].likelihood.f1 <= 1
+
+
+def test_the_example_of_a_module_of_ones_own_edits_it(gpt2: Case) -> None:
+    module = Plain(nnx.Rngs(0))
+    untouched = numbers(module)
+    names: dict[str, Any] = {"module": module, "facts": [ENDING], "blocks": gpt2.blocks}
+    exec(block("interop"), names | {"tokenizer": gpt2.checkpoint.tokenizer}, names)
+    assert bool(names["info"].finite)
+    assert_answers(module, names["after"], untouched, names["requests"])
 
 
 @pytest.mark.slow

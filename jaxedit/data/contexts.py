@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 from transformers import PreTrainedTokenizerBase
 
+from jaxedit.data.tokens import leading_ids
+
 Generate = Callable[[Int[np.ndarray, "N P"], Bool[np.ndarray, "N P"], int, Array], Int[Array, "N steps"]]
 """`generate(prompt, valid, steps, key)`: continues right-aligned prompts."""
 
@@ -62,12 +64,14 @@ def _continue(
     """Each opening with `steps` more tokens, on one line."""
     prompt, valid = _right_aligned([_ids(tokenizer, text) for text in openings])
     written = np.asarray(generate(prompt, valid, steps, key))
-    texts = [opening + str(tokenizer.decode(row)) for opening, row in zip(openings, written, strict=True)]
+    # Decoded with its opening: alone, a SentencePiece text loses the space before its first word.
+    whole = [[*p[v], *w] for p, v, w in zip(prompt, valid, written, strict=True)]
+    texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in whole]
     return [" ".join(text.split()).rstrip(" .") for text in texts]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(START + text)["input_ids"]
+    return [*leading_ids(tokenizer), *tokenizer(START + text, add_special_tokens=False)["input_ids"]]
 
 
 def _right_aligned(rows: list[list[int]]) -> tuple[Int[np.ndarray, "N P"], Bool[np.ndarray, "N P"]]:

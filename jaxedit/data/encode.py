@@ -82,7 +82,7 @@ def _encode(
     joined = [join_context(context, fact.prompt) for fact in facts for context in contexts]
     kl = [f"{fact.subject} is a" for fact in facts]
     tokens = tokenize(tokenizer, (*joined, *kl))
-    targets = target_ids(tokenizer, (fact.target_new for fact in facts))
+    targets = target_ids(tokenizer, ((fact.prompt, fact.target_new) for fact in facts))
     lead = leading_ids(tokenizer)
     result = []
     for i, fact in enumerate(facts):
@@ -91,7 +91,9 @@ def _encode(
             for text in joined[i * len(contexts) : (i + 1) * len(contexts)]
         ]
         ids, lookup = _row(tokens, kl[i], 0, fact, lead)
-        result.append(_Encoded([*rows, _Row(ids[: lookup + 1], lookup)], targets[fact.target_new]))
+        result.append(
+            _Encoded([*rows, _Row(ids[: lookup + 1], lookup)], targets[fact.prompt, fact.target_new])
+        )
         _require_length(fact, result[-1], max_length)
     return result
 

@@ -65,13 +65,20 @@ def _encode(facts: Sequence[Fact], tokenizer: Tokenizer, max_length: int) -> lis
         raise FactError("there are no facts to encode: give at least one")
     questions = [_questions(fact) for fact in facts]
     tokens = tokenize(tokenizer, (text for asked in questions for _, text, _ in asked))
-    answers = [true for asked in questions for _, _, true in asked]
-    targets = target_ids(tokenizer, (*(fact.target_new for fact in facts), *answers))
+    pairs = (
+        (text, target)
+        for fact, asked in zip(facts, questions, strict=True)
+        for _, text, true in asked
+        for target in (fact.target_new, true)
+    )
+    targets = target_ids(tokenizer, pairs)
     lead = leading_ids(tokenizer)
     result = []
     for fact, asked in zip(facts, questions, strict=True):
-        new = targets[fact.target_new]
-        rows = [_Row(kind, [*lead, *tokens[text].ids], new, targets[true]) for kind, text, true in asked]
+        rows = [
+            _Row(kind, [*lead, *tokens[text].ids], targets[text, fact.target_new], targets[text, true])
+            for kind, text, true in asked
+        ]
         for row, (_, text, _) in zip(rows, asked, strict=True):
             _require_length(fact, text, row, max_length)
         result.append(rows)

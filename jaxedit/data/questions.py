@@ -61,10 +61,10 @@ def _encode(name: str, questions: Sequence[Question], tokenizer: Tokenizer, max_
     if not questions:
         raise FactError(f"task {name!r} has no questions: give at least one")
     tokens = tokenize(tokenizer, (question.text for question in questions))
-    words = target_ids(tokenizer, (choice for question in questions for choice in question.choices))
+    words = target_ids(tokenizer, ((one.text, choice) for one in questions for choice in one.choices))
     lead = leading_ids(tokenizer)
     items = [
-        _Item([*lead, *tokens[one.text].ids], [words[choice] for choice in one.choices], one.gold)
+        _Item([*lead, *tokens[one.text].ids], [words[one.text, choice] for choice in one.choices], one.gold)
         for one in questions
     ]
     lengths = [len(item.prompt) + max(map(len, item.choices)) - 1 for item in items]

@@ -80,31 +80,38 @@ def leading_ids(tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
-def target_ids(tokenizer: Tokenizer, objects: Iterable[str]) -> dict[str, list[int]]:
-    """The ids that follow a prompt when `" " + object` is appended to it, no special tokens.
+def target_ids(tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], list[int]]:
+    """The ids that follow a prompt when `" " + object` is appended to it, by (prompt, object), no special tokens.
 
-    Read off behind an anchor word, so a word-start marker that a SentencePiece tokenizer puts before an
-    isolated text is not taken for part of the target. For byte-level BPE this is the same as tokenising
-    `" " + object` alone.
+    They are what the object adds behind the prompt's last word. So a word-start marker that a SentencePiece
+    tokenizer puts before an isolated text is not taken for part of the target, and a special token at the end
+    of a chat prompt that takes the space after it does so here too.
 
     Raises:
-        FactError: the object has no tokens, or the tokenizer joins words across the space.
+        FactError: the object has no tokens, or special or unknown ones, or it changes those of the prompt.
     """
-    distinct = list(dict.fromkeys(objects))
-    anchored = tokenize(tokenizer, [f"{ANCHOR} {text}" for text in distinct])
+    pairs = list(dict.fromkeys(pairs))
+    ends = [prompt[prompt.rstrip().rfind(" ") + 1 :] for prompt, _ in pairs]
+    tokens = tokenize(
+        tokenizer, (*ends, *(f"{end} {text}" for end, (_, text) in zip(ends, pairs, strict=True)))
+    )
     special = set(tokenizer.all_special_ids)
-    result: dict[str, list[int]] = {}
-    for text in distinct:
-        tokens = anchored[f"{ANCHOR} {text}"]
-        if any(start < len(ANCHOR) < end for start, end in tokens.offsets):
+    result: dict[tuple[str, str], list[int]] = {}
+    for end, (prompt, text) in zip(ends, pairs, strict=True):
+        before, whole = tokens[end].ids, tokens[f"{end} {text}"].ids
+        ids = whole[len(before) :]
+        if whole[: len(before)] != before:
             raise FactError(
-                f"target {text!r}: the tokenizer joins it with the word before; it cannot be scored apart"
+                f"target {text!r} behind prompt {prompt!r}: the tokenizer joins it with {end!r}, so that it cannot"
+                " be scored apart; end the prompt with a word"
             )
-        pairs = zip(tokens.ids, tokens.offsets, strict=True)
-        ids = [token for token, (start, _) in pairs if start >= len(ANCHOR) and token not in special]
         if not ids:
             raise FactError(f"target {text!r}: the tokenizer gives it no tokens; use another target")
-        result[text] = ids
+        if not special.isdisjoint(ids):
+            raise FactError(
+                f"target {text!r}: the tokenizer reads a special or unknown token in it; use another target"
+            )
+        result[prompt, text] = ids
     return result
 
 
@@ -115,7 +122,7 @@ def lookup_index(tokenizer: Tokenizer, text: str, subject: str) -> int:
     without spaces, subjects inside a word) the first of all.
 
     Raises:
-        FactError: the subject does not occur in the text, or no token covers its last character.
+        FactError: the subject does not occur in the text, or no token covers any of it.
     """
     return find_lookup(tokenize(tokenizer, [text])[text], text, subject)
 
@@ -124,26 +131,34 @@ def find_lookup(tokens: Tokens, text: str, subject: str, begin: int = 0) -> int:
     """As `lookup_index` for a text already tokenised, looking at its characters from `begin` on.
 
     The lookup token covers the subject's last character, also where it reaches beyond it; of several
-    tokens that share this character (bytes of one letter) it is the last.
+    tokens that share this character (bytes of one letter) it is the last. A character that no token covers
+    was composed with the one before it (NFC: an accent with its letter), which then counts as the last.
     """
-    last = subject_start(text, subject, begin) + len(subject) - 1
+    start = subject_start(text, subject, begin)
+    for last in range(start + len(subject) - 1, start - 1, -1):
+        index = _last_covering(tokens, last)
+        if index >= 0:
+            return index
+    raise FactError(
+        f"no token covers subject {subject!r} in {text!r}: the tokenizer drops its characters; write it in others"
+    )
+
+
+def _last_covering(tokens: Tokens, character: int) -> int:
+    """Index of the last token that covers a character of the text, -1 where none does."""
     index = -1
     for i, (start, end) in enumerate(tokens.offsets):
-        if start <= last < end:
+        if start <= character < end:
             index = i
-        elif start > last:
+        elif start > character:
             break
-    if index < 0:
-        raise FactError(
-            f"no token covers {text[last]!r}, the last character of subject {subject!r} in {text!r}: the"
-            " tokenizer drops it; write the subject without it"
-        )
     return index
 
 
 def find_span(tokens: Tokens, text: str, subject: str) -> tuple[int, int]:
     """Index of the first token of the subject, which is the first to cover any of it, and of its lookup token.
 
+    A word-start marker that the tokenizer puts before a text belongs to the subject that begins it.
     Occurrences, and errors, are those of `lookup_index`.
     """
     last = find_lookup(tokens, text, subject)

@@ -55,7 +55,7 @@ def position_kinds(subject: int, length: int) -> list[int]:
 
 def _encode(facts: Sequence[KnownFact], tokenizer: Tokenizer, max_length: int) -> list[_Row]:
     tokens = tokenize(tokenizer, (fact.prompt for fact in facts))
-    objects = target_ids(tokenizer, (fact.object for fact in facts))
+    objects = target_ids(tokenizer, ((fact.prompt, fact.object) for fact in facts))
     lead = leading_ids(tokenizer)
     rows = []
     for fact in facts:
@@ -64,7 +64,9 @@ def _encode(facts: Sequence[KnownFact], tokenizer: Tokenizer, max_length: int) -
             first, last = find_span(found, fact.prompt, fact.subject)
         except FactError as error:
             raise FactError(f"fact {fact.id!r}: {error}") from None
-        row = _Row([*lead, *found.ids], len(lead) + first, len(lead) + last, objects[fact.object][0])
+        row = _Row(
+            [*lead, *found.ids], len(lead) + first, len(lead) + last, objects[fact.prompt, fact.object][0]
+        )
         if len(row.ids) > max_length:
             raise FactError(
                 f"fact {fact.id!r}: the prompt is {len(row.ids)} tokens long, the model takes {max_length}:"

@@ -56,7 +56,7 @@ def load(
         folder=folder,
         model=model,
         params=load_safetensors_folder(folder, model.config, dtype, devices),
-        tokenizer=_tokenizer(folder),
+        tokenizer=load_tokenizer(folder),
         hf_config=hf_config,
         fingerprint=fingerprint(folder),
     )
@@ -105,7 +105,11 @@ def fingerprint(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder, normalising and splitting as its `tokenizer.json` says.
+
+    Raises ModelError where there is none, or none that tells offsets.
+    """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers may make an empty one
         raise ModelError(
             f"{folder}: no tokenizer, none of {', '.join(TOKENIZER_FILES)}; copy its files there"
@@ -117,7 +121,9 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"{folder}: no usable tokenizer ({error}); put tokenizer.json there") from error
     if not tokenizer.is_fast:
         raise ModelError(f"{folder}: only a slow tokenizer, which gives no offsets; put tokenizer.json there")
-    if saved is not None and saved.pre_tokenizer is not None:
-        # GPT2Tokenizer of transformers 5 forgets it, and with it SmolLM2's digits one by one
+    if saved is not None:
+        # Some classes of transformers 5 put their own in its place: GPT2Tokenizer forgets SmolLM2's digits one by
+        # one, LlamaTokenizer takes a space at the start of a text for the one that it adds.
+        tokenizer.backend_tokenizer.normalizer = saved.normalizer
         tokenizer.backend_tokenizer.pre_tokenizer = saved.pre_tokenizer
     return tokenizer

@@ -81,7 +81,7 @@ def test_a_damaged_look_says_which_file_to_remove(home: Path) -> None:
         if stage == "looking at step 2" and done == 1:
             raise Stopped
 
-    given = [*command(home, "memit"), "--no-watch.ability", "--out", str(home / "damaged")]
+    given = [*command(home, "memit"), "--watch.no-ability", "--out", str(home / "damaged")]
     with pytest.raises(Stopped):
         pipeline.run(parse(given).config, stop)
     file = home / "damaged" / "watch" / "000002.json"

@@ -90,6 +90,11 @@ def _small(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
+def real_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """GPT-2's or Pythia's own; skips where the data is absent."""
+    return BYTE_LEVEL[name]()
+
+
 BYTE_LEVEL = {
     "bpe": lambda: _small(_byte_level(digits_apart=False)),
     "bpe_digits": lambda: _small(_byte_level(digits_apart=True)),

@@ -56,15 +56,16 @@ def test_lookup_of_a_subject_that_is_absent_is_refused(bpe):
     "target", ["France", "1990", "São Paulo", "日本", "the Ivory Coast", "U.S.", '"Lyon"', "🎉"]
 )
 def test_target_ids_continue_any_prompt(byte_level, target):
-    ids = target_ids(byte_level, [target])[target]
-    assert ids == byte_level(" " + target, add_special_tokens=False)["input_ids"]
+    alone = byte_level(" " + target, add_special_tokens=False)["input_ids"]
     for prompt in ("The capital is", 'It is called the "', "In 19", "東京"):
         whole = byte_level(f"{prompt} {target}", add_special_tokens=False)["input_ids"]
-        assert byte_level(prompt, add_special_tokens=False)["input_ids"] + ids == whole
+        assert target_ids(byte_level, [(prompt, target)]) == {(prompt, target): alone}
+        assert byte_level(prompt, add_special_tokens=False)["input_ids"] + alone == whole
 
 
 def test_target_of_a_sentencepiece_tokenizer_has_one_word_start(sentencepiece):
-    ids = target_ids(sentencepiece, ["France"])["France"]
+    pair = ("The capital is", "France")
+    ids = target_ids(sentencepiece, [pair])[pair]
     whole = sentencepiece("The capital is France", add_special_tokens=False)["input_ids"]
     assert sentencepiece("The capital is", add_special_tokens=False)["input_ids"] + ids == whole
     assert ids != sentencepiece(" France", add_special_tokens=False)["input_ids"]  # the trap that is avoided
