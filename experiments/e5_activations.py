@@ -43,16 +43,13 @@ def main(options: Vectors) -> None:
         name: [rows_of(options, arm(options, name), s) for s in options.seeds] for name in options.editors
     }
     table = [line for name, seeds in found.items() for line in ["", f"## `{name}`", "", *table_of(seeds)]]
-    numbers = {name: [[row._asdict() for row in rows] for rows in seeds] for name, seeds in found.items()}
     with (options.out / "e5.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("editor", "seed", *Row._fields))
         for name, seeds in found.items():
             for seed, rows in zip(options.seeds, seeds, strict=True):
                 writer.writerows((name, seed, *row) for row in rows)
-    write(
-        options, "e5", {"rows": {name: len(rows[0]) for name, rows in numbers.items()}}, table, ratios(found)
-    )
+    write(options, "e5", {"rows": "e5.csv"}, table, ratios(found))
 
 
 def rows_of(options: Vectors, one: Arm, seed: int) -> list[Row]:
@@ -101,10 +98,10 @@ def table_of(seeds: list[list[Row]]) -> list[str]:
         angle = shown(column(edited, "half_angle"))
         floor, null = shown(column(edited, "half_angle_floor")), shown(column(random, "half_angle"))
         overlap = shown(column(edited, "overlap"))
+        shifted = [name for name, share in zip(SHIFTED, beyond, strict=True) if share > 0.5]
+        norm = [shown(column(model, "norm_ratio"), 3) for model in (edited, random)]
         lines.append(
-            [where, prompts, position, shown(column(edited, "norm_ratio"), 3)]
-            + [shown(column(random, "norm_ratio"), 3), overlap, angle, floor, null]
-            + [", ".join(name for name, share in zip(SHIFTED, beyond, strict=True) if share > 0.5) or "none"]
+            [where, prompts, position, *norm, overlap, angle, floor, null, ", ".join(shifted) or "none"]
         )
     head = [
         "vector",
