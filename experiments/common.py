@@ -217,9 +217,10 @@ class Asker:
         return found
 
 
-def every_seed(study: Study, arm: Arm) -> list[Json]:
-    """`measured` of all seeds."""
-    return [measured(study, arm, seed) for seed in study.seeds]
+def every_seed(study: Study, arms: Sequence[Arm]) -> list[list[Json]]:
+    """`measured` of all arms by seed; seed after seed, so that a study that was stopped has whole ones."""
+    by_seed = [[measured(study, arm, seed) for arm in arms] for seed in study.seeds]
+    return [list(found) for found in zip(*by_seed, strict=True)]
 
 
 def begin(study: Study) -> None:

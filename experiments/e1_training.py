@@ -28,7 +28,7 @@ def main(options: Training) -> None:
     chosen = [(editor, decay) for editor in options.editors for decay in options.decays]
     arms = [arm(options, editor, weight_decay=decay) for editor, decay in chosen]
     labels = [f"{editor}, decay {decay:g}" for editor, decay in chosen]
-    tables = dict(zip(labels, [every_seed(options, one) for one in arms], strict=True))
+    tables = dict(zip(labels, every_seed(options, arms), strict=True))
     write(options, "e1", {"arms": brief(tables)}, summary_table(tables), curves(tables))
 
 

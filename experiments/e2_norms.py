@@ -27,7 +27,7 @@ class Norms(Study):
 def main(options: Norms) -> None:
     begin(options)
     arms = [arm(options, editor) for editor in options.editors]
-    tables = named(arms, [every_seed(options, one) for one in arms])
+    tables = named(arms, every_seed(options, arms))
     laws = {label: [law_of(table) for table in found] for label, found in tables.items()}
     rows = [
         [

@@ -23,7 +23,7 @@ class AbilityLoss(Study):
 def main(options: AbilityLoss) -> None:
     begin(options)
     arms = [arm(options, editor) for editor in options.editors]
-    tables = named(arms, [every_seed(options, one) for one in arms])
+    tables = named(arms, every_seed(options, arms))
     rows = [
         [f"`{label}`", shown([together(t) for t in found]), shown([beyond(t) for t in found], 1)]
         for label, found in tables.items()

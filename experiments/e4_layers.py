@@ -26,7 +26,7 @@ class Layers(Study):
 def main(options: Layers) -> None:
     begin(options)
     spread = [arm(options, options.editor), *few_and_many(options)]
-    found = [every_seed(options, one) for one in spread]
+    found = every_seed(options, spread)
     labels = [options.editor, f"{options.trained}, one matrix", f"{options.trained}, all down-projections"]
     tables = dict(zip(labels, found, strict=True))
     rows = [

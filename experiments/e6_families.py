@@ -30,8 +30,10 @@ def main(options: Families) -> None:
     tables: dict[str, list[Json]] = {}
     for model in options.models:
         study = dataclasses.replace(options, model=model)
-        for editor in options.editors:
-            tables[f"{Path(model).name} {editor}"] = every_seed(study, arm(study, editor))
+        found = every_seed(study, [arm(study, editor) for editor in options.editors])
+        tables |= {
+            f"{Path(model).name} {name}": one for name, one in zip(options.editors, found, strict=True)
+        }
     write(options, "e6", {"arms": brief(tables)}, summary_table(tables), curves(tables))
 
 

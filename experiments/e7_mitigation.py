@@ -35,7 +35,7 @@ def main(options: Mitigation) -> None:
     begin(options)
     arms = [arm(options, editor) for editor in options.editors]
     arms += [arm(options, options.base, text) for text in options.transforms]
-    tables = named(arms, [every_seed(options, one) for one in arms])
+    tables = named(arms, every_seed(options, arms))
     below = [label for label, found in tables.items() if efficacy(found) < options.least]
     table = [
         *summary_table(tables),

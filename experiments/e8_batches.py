@@ -24,7 +24,7 @@ class Batches(Study):
 def main(options: Batches) -> None:
     begin(options)
     arms = [arm(options, options.editor, batch=size) for size in options.sizes]
-    tables = named(arms, [every_seed(options, one) for one in arms])
+    tables = named(arms, every_seed(options, arms))
     write(options, "e8", {"arms": brief(tables)}, summary_table(tables), curves(tables))
 
 

@@ -22,7 +22,7 @@ class Romes(Study):
 def main(options: Romes) -> None:
     begin(options)
     arms = [arm(options, editor) for editor in options.editors]
-    tables = named(arms, [every_seed(options, one) for one in arms])
+    tables = named(arms, every_seed(options, arms))
     write(options, "e9", {"arms": brief(tables)}, summary_table(tables), curves(tables))
 
 
