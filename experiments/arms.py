@@ -56,7 +56,7 @@ def arm(study: Study, editor: str, *transforms: str, batch: int = 1, **departure
     """The editor with what its settings are for this model."""
     given = SMALL.get(editor, Settings()) if Path(study.model).is_dir() else Settings()
     fields = {name: value for name, value in vars(given).items() if value is not None}
-    return Arm(editor, Settings(**{**fields, **departures}), transforms, batch)  # type: ignore[arg-type]
+    return Arm(editor, Settings(**{**fields, **departures}), transforms, batch)
 
 
 def editors_of_facts() -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import matplotlib as mpl
 import numpy as np
 from rich.console import Console
 
@@ -24,6 +25,7 @@ from jaxedit.linalg import added
 from jaxedit.models.sources import Checkpoint, load
 from jaxedit.moments import MomentSource
 from jaxedit.pipeline import Limits, RunConfig, TextStream, known_facts, resume, run, trajectory
+from jaxedit.report.figures import STYLE
 from jaxedit.report.record import read_run
 from jaxedit.trajectory.replay import Matrices, Trajectory
 from jaxedit.types import Params
@@ -224,6 +226,7 @@ def every_seed(study: Study, arms: Sequence[Arm]) -> list[list[Json]]:
 
 
 def begin(study: Study) -> None:
-    """Before an experiment: compiled programs are kept."""
+    """Before an experiment: compiled programs are kept, and figures have the style of reports."""
+    mpl.rcParams.update(STYLE)
     study.out.mkdir(parents=True, exist_ok=True)
     keep_compiled()

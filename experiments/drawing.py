@@ -6,17 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from experiments.common import Arm, Json, Study, console
-from jaxedit.report.figures import FAINT, STYLE, save
+from jaxedit.report.figures import FAINT, save
 
 CONFIDENCE = 0.95
+WIDE = 10.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C564B", "#000000")
 DASHES = ("-", "--", ":", "-.")
 HEAD = (
@@ -138,7 +139,7 @@ def _ability(found: Sequence[Json], model: str, name: str, factor: float = 1.0) 
     return [factor * np.asarray(table[model][name]) for table in found]
 
 
-def _label(panels: Sequence[Axes]) -> None:
+def _label(panels: np.ndarray) -> None:
     titles = (
         "norm of the edited matrices, over the unedited",
         "facts not edited that are recalled, %",
@@ -149,12 +150,22 @@ def _label(panels: Sequence[Axes]) -> None:
         axis.set_title(title)
         axis.set_xlabel("facts edited")
     panels[3].set_xlabel("norm of the edited matrices, over the unedited")
+    for axis in panels[:3]:
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     for axis in (panels[0], panels[2]):
-        axis.set_yscale("log")
+        log_if_wide(axis, "y")
     for axis in (panels[1], panels[3]):
         axis.set_ylim(0, 103)
-    panels[3].set_xscale("log")
+    log_if_wide(panels[3], "x")
     level(panels[0], 1.0)
+
+
+def log_if_wide(axis: Axes, which: str) -> None:
+    """A logarithmic axis where the values drawn so far span more than an order of magnitude."""
+    drawn = np.concatenate([np.asarray(line.get_data()[which == "y"], float) for line in axis.get_lines()])
+    drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
+    if len(drawn) and drawn.max() > WIDE * drawn.min():
+        axis.set(**{f"{which}scale": "log"})
 
 
 def write(study: Study, name: str, numbers: Json, table: Sequence[str], figure: Figure | None = None) -> None:
@@ -164,9 +175,8 @@ def write(study: Study, name: str, numbers: Json, table: Sequence[str], figure: 
     (study.out / f"{name}.json").write_text(content + "\n")
     (study.out / f"{name}.md").write_text("\n".join(table) + "\n")
     if figure is not None:
-        with mpl.rc_context(STYLE):
-            for suffix in ("png", "pdf"):
-                save(figure, study.out / f"{name}.{suffix}")
+        for suffix in ("png", "pdf"):
+            save(figure, study.out / f"{name}.{suffix}")
     console.print(f"Written: {study.out / name}.md", highlight=False)
 
 
@@ -193,11 +203,10 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
 
 
 def sheet(columns: int, rows: int = 1, height: float = 2.6) -> tuple[Figure, np.ndarray]:
-    """A figure of panels in the style of all figures."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 0.6 + height * rows), layout="constrained")
-        FigureCanvasAgg(figure)
-        return figure, figure.subplots(rows, columns, squeeze=False)
+    """A figure of panels."""
+    figure = Figure(figsize=(8.4, 0.6 + height * rows), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def line(

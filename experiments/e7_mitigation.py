@@ -14,7 +14,19 @@ from matplotlib.figure import Figure
 
 from experiments.arms import MITIGATIONS, NORM_AWARE, arm
 from experiments.common import Json, Study, begin, every_seed
-from experiments.drawing import COLOURS, Tables, band, brief, growth, named, sheet, summary_table, write
+from experiments.drawing import (
+    COLOURS,
+    Tables,
+    band,
+    brief,
+    curves,
+    growth,
+    log_if_wide,
+    named,
+    sheet,
+    summary_table,
+    write,
+)
 
 MARKERS = ("o", "s", "^")
 
@@ -42,7 +54,9 @@ def main(options: Mitigation) -> None:
         "",
         f"Below an ES of {options.least:g} right after the edit: {below or 'none'}.",
     ]
-    write(options, "e7", {"below": below, "arms": brief(tables)}, table, scatter(tables, below))
+    numbers = {"below": below, "arms": brief(tables)}
+    write(options, "e7", numbers, table, scatter(tables, below))
+    write(options, "e7-curves", numbers, table, curves(tables))
 
 
 def efficacy(found: Sequence[Json]) -> float:
@@ -69,7 +83,7 @@ def scatter(tables: Tables, below: Sequence[str]) -> Figure:
             axis.plot(norm.mean, kept.mean, marker, color=colour, mfc=face, ms=6, label=label, clip_on=False)
         axis.set_title(title)
         axis.set_xlabel("norm of the edited matrices, over the unedited")
-        axis.set_xscale("log")
+        log_if_wide(axis, "x")
         axis.set_ylim(0, 103)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -144,7 +145,8 @@ def make_rows(options: SmallModels, sentences: list[str], tokenizer: PreTrainedT
     encoded = tokenizer([f"{text}\n" for text in sentences], add_special_tokens=False)["input_ids"]
     rng = np.random.default_rng(options.seed)
     orders = np.concatenate([rng.permutation(len(encoded)) for _ in range(options.passes)])
-    return TextBatch(*pack_rows([encoded[i] for i in orders], options.row))
+    tokens, valid = pack_rows([encoded[i] for i in orders], options.row)
+    return TextBatch(jnp.asarray(tokens), jnp.asarray(valid))
 
 
 def make_model(
