@@ -35,7 +35,8 @@ SMALL: dict[str, Settings] = {
     "ft-l": Settings(layers=SINGLE, learning_rate=1e-3, bound=0.02),
     "lora": Settings(layers=SINGLE),
     "lora-sequence": Settings(layers=SINGLE),
-    "full-ft": Settings(),
+    "full-ft": Settings(learning_rate=1e-3),
+    "pretrain": Settings(learning_rate=1e-3),
     "ultraedit": Settings(layers=(2, 3), learning_rate=3e-4),
     "stableedit": Settings(layers=(2, 3), learning_rate=3e-4),
 }

@@ -227,6 +227,6 @@ def every_seed(study: Study, arms: Sequence[Arm]) -> list[list[Json]]:
 
 def begin(study: Study) -> None:
     """Before an experiment: compiled programs are kept, and figures have the style of reports."""
-    mpl.rcParams.update(STYLE)
+    mpl.rcParams.update(STYLE | {"savefig.dpi": 120})
     study.out.mkdir(parents=True, exist_ok=True)
     keep_compiled()

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.arms import arm
 from experiments.common import Arm, Study, begin, finished
-from experiments.drawing import COLOURS, level, line, markdown, sheet, shown, write
+from experiments.drawing import COLOURS, level, line, log_if_wide, markdown, sheet, shown, write
 from jaxedit.pipeline import trajectory
 from jaxedit.pipeline.measure import MeasureConfig, Row, measures_at
 
@@ -132,7 +132,7 @@ def ratios(found: dict[str, list[list[Row]]]) -> Figure:
                     label = name if (i, j, model) == (0, 0, "edited") else ""
                     line(axis, range(len(values[0])), values, label, colour, style)
             axis.set_title(f"{vector}, {prompts}")
-            axis.set_yscale("log")
+            log_if_wide(axis, "y")
             axis.set_xticks(range(len(values[0])))
             axis.set_xlabel("layer" if i == len(sets) - 1 else "")
     figure.legend(
