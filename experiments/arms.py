@@ -1,0 +1,65 @@
+"""Editors' settings for the small models, and those that experiments compare.
+
+On a larger model every editor has its preset. The small models are 4 layers deep and their keys short: `lam` and
+learning rates were searched on the Llama-like one for an ES right after the edit of 90 or more.
+"""
+
+from pathlib import Path
+
+from experiments.common import Arm, Study
+from jaxedit.editors import METHODS, Settings
+
+SINGLE, SPAN = (1,), (1, 2)
+SMALL: dict[str, Settings] = {
+    "rome": Settings(layers=SINGLE),
+    "r-rome": Settings(layers=SINGLE),
+    "emmet": Settings(layers=SINGLE, clamp=4.0),
+    **{
+        name: Settings(layers=SPAN, clamp=4.0)
+        for name in (
+            "memit",
+            "memit-history",
+            "alphaedit",
+            "encore",
+            "pmet",
+            "betaedit",
+            "langedit",
+            "evoedit",
+            "lyaplock",
+            "d4s",
+            "nas",
+            "memit-blue",
+        )
+    },
+    "ft": Settings(layers=SINGLE),
+    "ft-l": Settings(layers=SINGLE, learning_rate=1e-3, bound=0.02),
+    "lora": Settings(layers=SINGLE),
+    "lora-sequence": Settings(layers=SINGLE),
+    "full-ft": Settings(learning_rate=1e-3),
+    "pretrain": Settings(learning_rate=1e-3),
+    "ultraedit": Settings(layers=(2, 3), learning_rate=3e-4),
+    "stableedit": Settings(layers=(2, 3), learning_rate=3e-4),
+}
+MITIGATIONS = (
+    "rect:0.4",
+    "prune",
+    "revive:0.2",
+    "sphere:0.5,0.8",
+    "spectral-cap",
+    "norm-lock",
+    "spectrum-lock",
+)
+"""Transforms of E7, on top of MEMIT."""
+NORM_AWARE = ("memit", "memit-history", "alphaedit", "encore", "evoedit", "lyaplock", "d4s", "nas")
+
+
+def arm(study: Study, editor: str, *transforms: str, batch: int = 1, **departures: object) -> Arm:
+    """The editor with what its settings are for this model."""
+    given = SMALL.get(editor, Settings()) if Path(study.model).is_dir() else Settings()
+    fields = {name: value for name, value in vars(given).items() if value is not None}
+    return Arm(editor, Settings(**{**fields, **departures}), transforms, batch)
+
+
+def editors_of_facts() -> tuple[str, ...]:
+    """All that need neither a text nor a trained network."""
+    return tuple(name for name, row in METHODS.items() if row.request == "facts" and not row.needs_net)

@@ -1,0 +1,232 @@
+"""What the experiments share: their runs, made or gone on with, and what is measured of them."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib as mpl
+import numpy as np
+from rich.console import Console
+
+from jaxedit.cli import keep_compiled
+from jaxedit.data import dump_jsonl, load_facts
+from jaxedit.data.corpus import read_text, token_blocks
+from jaxedit.data.probes import encode_probes
+from jaxedit.diagnostics.controls import random_update
+from jaxedit.editors import METHODS, Settings
+from jaxedit.evaluation.drift import drift
+from jaxedit.evaluation.edits import score_all, summarise
+from jaxedit.evaluation.perplexity import perplexity
+from jaxedit.linalg import added
+from jaxedit.models.sources import Checkpoint, load
+from jaxedit.moments import MomentSource
+from jaxedit.pipeline import Limits, RunConfig, TextStream, known_facts, resume, run, trajectory
+from jaxedit.report.figures import STYLE
+from jaxedit.report.record import read_run
+from jaxedit.trajectory.replay import Matrices, Trajectory
+from jaxedit.types import Params
+
+BLOCK = 64  # tokens of a block of held-out text
+console = Console(stderr=True)
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to edit."""
+
+    editor: str
+    settings: Settings = Settings()
+    transforms: tuple[str, ...] = ()
+    batch: int = 1
+
+    @property
+    def label(self) -> str:
+        """How figures and tables call it."""
+        parts = [self.editor, *self.transforms, *([f"batch {self.batch}"] if self.batch != 1 else [])]
+        return " + ".join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What all experiments have in common."""
+
+    out: Path = Path("runs/study")
+    model: str = "runs/small/llama"
+    """Folder, hub id or built-in name; the files of `experiments.small_models` are sought beside a folder."""
+    facts: str | None = None
+    """Facts to edit; by default facts.jsonl beside the model's folder, else "world"."""
+    controls: str | None = None
+    """Facts that are never edited; by default controls.jsonl beside the model's folder."""
+    text: str | None = None
+    """Held-out text; by default held-out.txt beside the model's folder."""
+    corpus: str | None = None
+    """Text for second moments; by default corpus.txt beside the model's folder, else the model's own."""
+    count: int = 1000
+    """Facts a run edits."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each draws the facts, their order and the contexts anew."""
+    every: int = 100
+    """Facts between measurements."""
+
+    def beside(self, given: str | None, name: str) -> str | None:
+        """A file given, or the one of that name beside the model."""
+        file = Path(self.model).parent / name
+        return given or (str(file) if file.exists() else None)
+
+
+def finished(study: Study, arm: Arm, seed: int) -> Path:
+    """The folder of a run, made or gone on with where it is not finished."""
+    out = study.out / "runs" / f"{Path(study.model).name}-{identity(study, arm)}-{seed}"
+    if out.exists():
+        resume(out)
+        return out
+    console.print(f"{Path(study.model).name}, {arm.label}, seed {seed}", highlight=False)
+    updates = -(-study.count // (arm.batch or study.count))
+    text = METHODS[arm.editor].request == "text"
+    run(
+        RunConfig(
+            out=str(out),
+            model=study.model,
+            facts=str(facts_of(study, seed)),
+            count=updates if text else study.count,
+            known=False,
+            editor=arm.editor,
+            settings=arm.settings,
+            transforms=arm.transforms,
+            network=str(network(study, arm.editor)) if METHODS[arm.editor].needs_net else None,
+            text=TextStream(study.beside(study.corpus, "corpus.txt"), BLOCK) if text else TextStream(),
+            batch_size=arm.batch,
+            chunk=max(1, min(updates, study.every // max(arm.batch, 1))),
+            moments=MomentSource(text=study.beside(study.corpus, "corpus.txt")),
+            limits=Limits(policy="skip"),
+            seed=seed,
+        )
+    )
+    return out
+
+
+def identity(study: Study, arm: Arm) -> str:
+    """A name for all that a run depends on beside model and seed."""
+    content = dataclasses.asdict(arm) | {"count": study.count}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{arm.label.replace(' + ', '-').replace(':', '=').replace(' ', '')}-{digest}"
+
+
+def network(study: Study, editor: str) -> Path:
+    """The trained network of a hypernetwork editor."""
+    return study.out / f"network-{Path(study.model).name}-{editor}" / "network.safetensors"
+
+
+def facts_of(study: Study, seed: int) -> Path:
+    """A file of `count` facts that the model knows, drawn and ordered by the seed."""
+    file = study.out / "facts" / f"{Path(study.model).name}-{study.count}-{seed}.jsonl"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        facts = load_facts(study.beside(study.facts, "facts.jsonl") or "world")
+        order = np.random.default_rng(seed).permutation(len(facts))
+        chosen = known_facts([facts[i] for i in order], study.count, load(study.model))
+        if len(chosen) < study.count:
+            raise SystemExit(f"{study.model} knows {len(chosen)} of the facts: lower --count")
+        dump_jsonl(chosen, file)
+    return file
+
+
+def measured(study: Study, arm: Arm, seed: int) -> Json:
+    """What the run does to weights and ability, every `every` facts; kept beside the run."""
+    path = finished(study, arm, seed)
+    file = path.with_suffix(f".{study.every}.json")
+    if not file.exists():
+        file.write_text(json.dumps(_measure(study, path, seed)) + "\n")
+    return json.loads(file.read_text())
+
+
+def _measure(study: Study, path: Path, seed: int) -> Json:
+    record = read_run(path)
+    found, config, prepared = trajectory(path)
+    size = config.batch_size or study.count
+    steps = sorted({0, *range(study.every // size or 1, found.steps, study.every // size or 1), found.steps})
+    asker = Asker(study, prepared.checkpoint)
+    first = Params(found.at(0), prepared.params.frozen)
+    rows: dict[str, list[Json]] = {"edited": [], "random": []}
+    for step, now in found.walk(steps):
+        rows["edited"].append(asker.ask(first, now))
+        null = now if step == 0 else random_matrices(found, step, first.edited, now, seed)
+        rows["random"].append(asker.ask(first, null))
+    norm = {p: list(map(float, record.trajectory(p)[1])) for p in record.norm if p in record.unedited_norm}
+    return {
+        "facts": [min(step * size, study.count) for step in steps],
+        "edits": [0, *map(int, record.edits)],
+        "norm": norm,
+        "yardstick": {p: n for p, n in record.unedited_norm.items() if p not in norm},
+        "right_after": record.right_after(),
+        "final": record.final,
+        "unedited": record.unedited,
+        "refused": record.refused,
+        **{name: columns(table) for name, table in rows.items()},
+    }
+
+
+def columns(rows: Sequence[Json]) -> Json:
+    """A list of tables as a table of lists."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def random_matrices(
+    found: Trajectory, step: int, first: Mapping[str, Any], now: Matrices, seed: int
+) -> Matrices:
+    """The null model: the first matrices, each with a random change of the same norm as the true one."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    changed = {}
+    for i, path in enumerate(sorted(now)):
+        change = random_update(jax.random.fold_in(key, i), now[path] - first[path], "norm")
+        changed[path] = added(first[path], change)
+    return changed
+
+
+class Asker:
+    """Ability of a model: facts that no run edits, perplexity on held-out text, drift from the unedited model."""
+
+    def __init__(self, study: Study, checkpoint: Checkpoint):
+        self.model, tokenizer = checkpoint.model, checkpoint.tokenizer
+        limit = self.model.config.max_positions
+        controls = study.beside(study.controls, "controls.jsonl")
+        self.probes = None
+        if controls is not None:
+            facts = known_facts(load_facts(controls), 10**6, checkpoint)
+            bare = [dataclasses.replace(fact, neighborhood=(), neighborhood_true=()) for fact in facts]
+            self.probes = encode_probes(bare, tokenizer, max_length=limit)
+        text = study.beside(study.text, "held-out.txt")
+        self.blocks = None
+        if text is not None:
+            self.blocks = token_blocks(read_text(text), tokenizer, BLOCK, limit=64 * BLOCK)
+
+    def ask(self, first: Params, now: Matrices) -> Json:
+        """By name: `recall` is the share of control facts whose true object is still the likeliest answer,
+        `prefers` the share where it is likelier than a false one."""
+        after, found = Params(now, first.frozen), {}
+        if self.probes is not None:
+            scores = score_all(self.model, after, self.probes, batch=64)
+            found["recall"] = float(scores["knows"].mean())
+            found["prefers"] = 1 - summarise(scores)["ES"]
+        if self.blocks is not None:
+            moved = drift(self.model, first, after, self.blocks, 32)
+            found |= {"perplexity": perplexity(self.model, after, self.blocks, 32), "kl": moved.kl}
+        return found
+
+
+def every_seed(study: Study, arms: Sequence[Arm]) -> list[list[Json]]:
+    """`measured` of all arms by seed; seed after seed, so that a study that was stopped has whole ones."""
+    by_seed = [[measured(study, arm, seed) for arm in arms] for seed in study.seeds]
+    return [list(found) for found in zip(*by_seed, strict=True)]
+
+
+def begin(study: Study) -> None:
+    """Before an experiment: compiled programs are kept, and figures have the style of reports."""
+    mpl.rcParams.update(STYLE | {"savefig.dpi": 120})
+    study.out.mkdir(parents=True, exist_ok=True)
+    keep_compiled()

@@ -1,0 +1,224 @@
+"""Bands over seeds, tables and figures of the experiments."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
+
+from experiments.common import Arm, Json, Study, console
+from jaxedit.report.figures import FAINT, save
+
+CONFIDENCE = 0.95
+WIDE = 10.0  # ratio of the largest to the smallest value from which an axis is logarithmic
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C564B", "#000000")
+DASHES = ("-", "--", ":", "-.")
+HEAD = (
+    "arm",
+    "ES",
+    "PS",
+    "NS",
+    "ES, end",
+    "growth",
+    "updates that raise it",
+    "recall",
+    "random",
+    "perplexity",
+    "KL",
+)
+Tables = Mapping[str, Sequence[Json]]
+"""By arm, `common.measured` of every seed."""
+
+
+class Band(NamedTuple):
+    """Mean of several seeds and its 95% confidence interval by Student's t; no interval for one seed."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def band(values: Sequence[Any]) -> Band:
+    """Over the first axis."""
+    given = np.asarray(values, np.float64)
+    mean, count = given.mean(axis=0), len(given)
+    if count < 2:
+        return Band(mean, mean, mean)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * given.std(axis=0, ddof=1) / np.sqrt(count)
+    return Band(mean, mean - half, mean + half)
+
+
+def shown(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and half the interval of one number; a dash where there is none."""
+    found = band(values)
+    if np.isnan(found.mean):
+        return "–"
+    mean, half = (
+        f"{x:.{digits}f}" if abs(x) < 1e5 else f"{x:.1e}" for x in (found.mean, found.high - found.mean)
+    )
+    return mean if len(values) < 2 else f"{mean} ± {half}"
+
+
+def growth(table: Json) -> np.ndarray:
+    """||W_t|| / ||W_0|| of all edited MLP matrices together, after every update; the first entry is 1."""
+    squares = np.sum([np.square(norm) for norm in table["norm"].values()], axis=0)
+    return np.sqrt(squares / squares[0])
+
+
+def rises(table: Json) -> float:
+    """Share of updates after which that norm is larger."""
+    return float((np.diff(growth(table)) > 0).mean())
+
+
+def at_measurements(table: Json) -> np.ndarray:
+    """`growth` where ability was measured."""
+    return np.interp(table["facts"], table["edits"], growth(table))
+
+
+def summary_row(label: str, tables: Sequence[Json]) -> list[str]:
+    """One line of the common table; scores in percent."""
+
+    def scores(when: str, name: str) -> list[float]:
+        return [100 * table[when].get(name, np.nan) for table in tables]
+
+    def last(model: str, name: str, factor: float = 1.0) -> list[float]:
+        return [factor * table[model].get(name, [np.nan])[-1] for table in tables]
+
+    return [
+        f"`{label}`",
+        *(shown(scores("right_after", name), 1) for name in ("ES", "PS", "NS")),
+        shown(scores("final", "ES"), 1),
+        shown([growth(table)[-1] for table in tables], 3),
+        shown([100 * rises(table) for table in tables], 1),
+        shown(last("edited", "recall", 100), 1),
+        shown(last("random", "recall", 100), 1),
+        shown(last("edited", "perplexity")),
+        shown(last("edited", "kl"), 3),
+    ]
+
+
+def summary_table(tables: Tables) -> list[str]:
+    """All arms; the last five columns are of the model at the end of the sequence."""
+    return markdown(HEAD, [summary_row(label, found) for label, found in tables.items()])
+
+
+def curves(tables: Tables, null: bool = True) -> Figure:
+    """Norm, recall of facts not edited and perplexity against edits, and recall against norm."""
+    figure, axes = sheet(2, 2)
+    panels = axes.ravel()
+    for i, (label, found) in enumerate(tables.items()):
+        colour, style = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+        facts = found[0]["facts"]
+        line(panels[0], found[0]["edits"], [growth(table) for table in found], label, colour, style)
+        line(panels[1], facts, _ability(found, "edited", "recall", 100), "", colour, style)
+        line(panels[2], facts, _ability(found, "edited", "perplexity"), "", colour, style)
+        norms = band([at_measurements(table) for table in found]).mean
+        panels[3].plot(
+            norms, band(_ability(found, "edited", "recall", 100)).mean, color=colour, ls=style, marker="."
+        )
+        if null:
+            panels[3].plot(
+                norms, band(_ability(found, "random", "recall", 100)).mean, color=FAINT, lw=0.7, marker="x"
+            )
+    _label(panels)
+    figure.legend(loc="outside lower center", ncols=4)
+    if null:
+        panels[3].plot([], [], color=FAINT, lw=0.7, marker="x", label="random updates of the same size")
+        panels[3].legend(loc="lower left")
+    return figure
+
+
+def _ability(found: Sequence[Json], model: str, name: str, factor: float = 1.0) -> list[np.ndarray]:
+    return [factor * np.asarray(table[model][name]) for table in found]
+
+
+def _label(panels: np.ndarray) -> None:
+    titles = (
+        "norm of the edited matrices, over the unedited",
+        "facts not edited that are recalled, %",
+        "perplexity of held-out text",
+        "recall against norm",
+    )
+    for axis, title in zip(panels, titles, strict=True):
+        axis.set_title(title)
+        axis.set_xlabel("facts edited")
+    panels[3].set_xlabel("norm of the edited matrices, over the unedited")
+    for axis in panels[:3]:
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
+    for axis in (panels[0], panels[2]):
+        log_if_wide(axis, "y")
+    for axis in (panels[1], panels[3]):
+        axis.set_ylim(0, 103)
+    log_if_wide(panels[3], "x")
+    level(panels[0], 1.0)
+
+
+def log_if_wide(axis: Axes, which: str) -> None:
+    """A logarithmic axis where the values drawn so far span more than an order of magnitude."""
+    drawn = np.concatenate([np.asarray(line.get_data()[which == "y"], float) for line in axis.get_lines()])
+    drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
+    if len(drawn) and drawn.max() > WIDE * drawn.min():
+        axis.set(**{f"{which}scale": "log"})
+
+
+def write(study: Study, name: str, numbers: Json, table: Sequence[str], figure: Figure | None = None) -> None:
+    """`name`.json, .md and the figure, in the study's folder."""
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(study).items()}
+    content = json.dumps({"options": options, **numbers}, indent=1)
+    (study.out / f"{name}.json").write_text(content + "\n")
+    (study.out / f"{name}.md").write_text("\n".join(table) + "\n")
+    if figure is not None:
+        for suffix in ("png", "pdf"):
+            save(figure, study.out / f"{name}.{suffix}")
+    console.print(f"Written: {study.out / name}.md", highlight=False)
+
+
+def brief(tables: Tables) -> Json:
+    """What a figure shows, as numbers."""
+    return {
+        label: [
+            {name: table[name] for name in ("facts", "edited", "random", "right_after", "final", "refused")}
+            | {"growth": at_measurements(table).tolist(), "rises": rises(table)}
+            for table in found
+        ]
+        for label, found in tables.items()
+    }
+
+
+def named(arms: Sequence[Arm], found: Sequence[Sequence[Json]]) -> Tables:
+    """By label."""
+    return {arm.label: tables for arm, tables in zip(arms, found, strict=True)}
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """A table, line by line."""
+    return [f"| {' | '.join(map(str, row))} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def sheet(columns: int, rows: int = 1, height: float = 2.6) -> tuple[Figure, np.ndarray]:
+    """A figure of panels."""
+    figure = Figure(figsize=(8.4, 0.6 + height * rows), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def line(
+    axis: Axes, x: Sequence[float], values: Sequence[Any], label: str, colour: str, style: str = "-"
+) -> None:
+    """Mean and band over seeds."""
+    found = band(values)
+    axis.plot(x, found.mean, color=colour, ls=style, label=label)
+    if len(values) > 1:
+        axis.fill_between(x, found.low, found.high, color=colour, alpha=0.18, lw=0)
+
+
+def level(axis: Axes, at: float) -> None:
+    """A faint line to compare with."""
+    axis.axhline(at, color=FAINT, lw=0.8, zorder=1)

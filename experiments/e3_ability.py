@@ -1,0 +1,54 @@
+"""E3: what is left of ability, against the number of edits and against the norm, beside random updates.
+
+python -m experiments.e3_ability [--model runs/small/llama] [--editors memit ft ...]
+"""
+
+import dataclasses
+
+import tyro
+from scipy.stats import spearmanr
+
+from experiments.arms import arm
+from experiments.common import Json, Study, begin, every_seed
+from experiments.drawing import at_measurements, brief, curves, markdown, named, shown, summary_table, write
+
+
+@dataclasses.dataclass(frozen=True)
+class AbilityLoss(Study):
+    """Which editors."""
+
+    editors: tuple[str, ...] = ("memit", "memit-history", "alphaedit", "rome", "r-rome", "ft", "lora")
+
+
+def main(options: AbilityLoss) -> None:
+    begin(options)
+    arms = [arm(options, editor) for editor in options.editors]
+    tables = named(arms, every_seed(options, arms))
+    rows = [
+        [f"`{label}`", shown([together(t) for t in found]), shown([beyond(t) for t in found], 1)]
+        for label, found in tables.items()
+    ]
+    head = [
+        "editor",
+        "Spearman, norm and recall",
+        "recall lost beyond random updates of the same size, points",
+    ]
+    table = [*summary_table(tables), "", *markdown(head, rows)]
+    write(options, "e3", {"arms": brief(tables)}, table, curves(tables))
+
+
+def together(table: Json) -> float:
+    """Rank correlation of norm and recall over the steps of one run; NaN where one of them never changes."""
+    recall = table["edited"]["recall"]
+    return (
+        float(spearmanr(at_measurements(table), recall).statistic) if len(set(recall)) > 1 else float("nan")
+    )
+
+
+def beyond(table: Json) -> float:
+    """How many points of recall the edits cost at the end that random updates do not."""
+    return 100 * (table["random"]["recall"][-1] - table["edited"]["recall"][-1])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(AbilityLoss, description=__doc__))

@@ -1,0 +1,155 @@
+"""E5: norms of vectors inside the model and the subspaces they lie in: by vector, layer, position and prompt set.
+
+    python -m experiments.e5_activations [--model runs/small/llama] [--editors memit alphaedit ft]
+
+Claims of a shift need it above the floor of two halves of the prompts in one model; beside every number stands that
+of random updates of the same size.
+"""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from experiments.arms import arm
+from experiments.common import Arm, Study, begin, finished
+from experiments.drawing import COLOURS, level, line, log_if_wide, markdown, sheet, shown, write
+from jaxedit.pipeline import trajectory
+from jaxedit.pipeline.measure import MeasureConfig, Row, measures_at
+
+VECTORS = ("key", "mlp", "attention", "residual", "final")
+SHIFTED = ("angle", "mean_shift", "frechet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Vectors(Study):
+    """Which editors, and how many prompts."""
+
+    editors: tuple[str, ...] = ("memit", "alphaedit", "ft")
+    prompts: int = 128
+    k: int = 8
+    """Dimension of the subspaces."""
+    measured_at: tuple[float, ...] = (0.25, 1.0)
+    """After these shares of the edits."""
+
+
+def main(options: Vectors) -> None:
+    begin(options)
+    found = {
+        name: [rows_of(options, arm(options, name), s) for s in options.seeds] for name in options.editors
+    }
+    table = [line for name, seeds in found.items() for line in ["", f"## `{name}`", "", *table_of(seeds)]]
+    with (options.out / "e5.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("editor", "seed", *Row._fields))
+        for name, seeds in found.items():
+            for seed, rows in zip(options.seeds, seeds, strict=True):
+                writer.writerows((name, seed, *row) for row in rows)
+    write(options, "e5", {"rows": "e5.csv"}, table, ratios(found))
+
+
+def rows_of(options: Vectors, one: Arm, seed: int) -> list[Row]:
+    """The measures of one run; kept beside it."""
+    path = finished(options, one, seed)
+    file = path.with_suffix(".vectors.json")
+    if not file.exists():
+        total = trajectory(path)[0].steps
+        config = MeasureConfig(
+            weights=(),
+            path=False,
+            activations=("shift", "subspace", "floor"),
+            k=options.k,
+            prompts=options.prompts,
+            text=text if (text := _text(options)) else None,
+        )
+        steps = sorted({max(1, round(share * total)) for share in options.measured_at})
+        file.write_text(json.dumps([list(row) for row in measures_at(path, steps, config)]))
+    return [Row(*row) for row in json.loads(file.read_text())]
+
+
+def _text(options: Vectors) -> Path | None:
+    text = options.beside(options.text, "held-out.txt")
+    return None if text is None else Path(text)
+
+
+def last(rows: list[Row], model: str) -> dict[tuple[str, str, str, str], float]:
+    """Values at the last step by vector, prompt set, position and measure."""
+    end = max(row.step for row in rows)
+    chosen = [row for row in rows if row.step == end and row.model == model]
+    return {(row.where, row.prompts, row.position, row.measure): row.value for row in chosen}
+
+
+def table_of(seeds: list[list[Row]]) -> list[str]:
+    """Norm ratio at the end by vector, layer, prompt set and position, with the shift of its subspace."""
+    edited, random = [last(rows, "edited") for rows in seeds], [last(rows, "random") for rows in seeds]
+    lines = []
+    for where, prompts, position, measure in edited[0]:
+        if measure != "norm_ratio":
+            continue
+
+        def column(found: list[dict], name: str, place=(where, prompts, position)) -> list[float]:
+            return [values[(*place, name)] for values in found]
+
+        beyond = [np.mean(column(edited, f"half_{name}_beyond")) for name in SHIFTED]
+        angle = shown(column(edited, "half_angle"))
+        floor, null = shown(column(edited, "half_angle_floor")), shown(column(random, "half_angle"))
+        overlap = shown(column(edited, "overlap"))
+        shifted = [name for name, share in zip(SHIFTED, beyond, strict=True) if share > 0.5]
+        norm = [shown(column(model, "norm_ratio"), 3) for model in (edited, random)]
+        lines.append(
+            [where, prompts, position, *norm, overlap, angle, floor, null, ", ".join(shifted) or "none"]
+        )
+    head = [
+        "vector",
+        "prompts",
+        "position",
+        "norm ratio",
+        "random",
+        "overlap",
+        "angle of halves",
+        "floor",
+        "random",
+    ]
+    return markdown([*head, "beyond the floor"], lines)
+
+
+def ratios(found: dict[str, list[list[Row]]]) -> Figure:
+    """Norm ratio at the end against depth, one panel a vector and prompt set."""
+    sets = list(dict.fromkeys(row.prompts for row in next(iter(found.values()))[0]))
+    figure, axes = sheet(len(VECTORS) - 1, len(sets), height=1.9)
+    for i, prompts in enumerate(sets):
+        position = "subject_last" if prompts == "edited" else "last"
+        for j, vector in enumerate(VECTORS[:-1]):
+            axis = axes[i][j]
+            level(axis, 1.0)
+            for (name, seeds), colour in zip(found.items(), COLOURS, strict=False):
+                for model, style in (("edited", "-"), ("random", ":")):
+                    values = [by_layer(last(rows, model), vector, prompts, position) for rows in seeds]
+                    label = name if (i, j, model) == (0, 0, "edited") else ""
+                    line(axis, range(len(values[0])), values, label, colour, style)
+            axis.set_title(f"{vector}, {prompts}")
+            log_if_wide(axis, "y")
+            axis.set_xticks(range(len(values[0])))
+            axis.set_xlabel("layer" if i == len(sets) - 1 else "")
+    figure.legend(
+        loc="outside lower center", ncols=4, title="solid: edited, dotted: random updates of the same size"
+    )
+    return figure
+
+
+def by_layer(values: dict, vector: str, prompts: str, position: str) -> list[float]:
+    """Norm ratios of a vector, the first layer first."""
+    places = [
+        key
+        for key in values
+        if key[0].endswith(f".{vector}") and key[1:] == (prompts, position, "norm_ratio")
+    ]
+    return [values[key] for key in sorted(places, key=lambda key: int(key[0].split(".")[1]))]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Vectors, description=__doc__))

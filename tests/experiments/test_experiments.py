@@ -1,0 +1,87 @@
+"""What the experiments share, and one of them from its models to its figure."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import e3_ability, small_models
+from experiments.arms import MITIGATIONS, SMALL, arm
+from experiments.common import Study
+from experiments.drawing import at_measurements, band, growth, rises, shown
+from jaxedit.data import load_facts
+from jaxedit.editors import METHODS
+from jaxedit.editors.transforms import read_transform
+from jaxedit.models.families import decoder_config
+from jaxedit.training.pretrain import PretrainPlan
+
+TABLE = {
+    "facts": [0, 2, 4],
+    "edits": [0, 1, 2, 3, 4],
+    "norm": {"a": [3.0, 3.0, 6.0, 3.0, 9.0], "b": [4.0, 4.0, 8.0, 4.0, 12.0]},
+}
+
+
+def test_the_band_is_students_interval_and_nothing_for_one_seed() -> None:
+    found = band([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]])
+    np.testing.assert_allclose(found.mean, [2.0, 5.0])
+    np.testing.assert_allclose(
+        found.high - found.mean, [4.302653 / np.sqrt(3), 0.0], rtol=1e-6
+    )  # t, 2 degrees
+    np.testing.assert_allclose(found.mean - found.low, found.high - found.mean)
+    assert band([[1.0]]) == (1.0, 1.0, 1.0)
+    assert shown([1.0, 2.0, 3.0]) == "2.00 ± 2.48"
+    assert shown([1.5]) == "1.50"
+    assert shown([np.nan, 1.0]) == "–"
+
+
+def test_growth_is_of_all_matrices_together() -> None:
+    np.testing.assert_allclose(growth(TABLE), [1, 1, 2, 1, 3])
+    assert rises(TABLE) == 0.5
+    np.testing.assert_allclose(at_measurements(TABLE), [1, 2, 3])
+
+
+def test_every_arm_is_one_that_the_library_knows() -> None:
+    model = decoder_config(small_models.family_config(small_models.SmallModels(), "llama", 1024))
+    for name, settings in SMALL.items():
+        METHODS[name].configure(model, settings)
+    for text in MITIGATIONS:
+        read_transform(text)
+
+
+def test_on_other_models_editors_keep_their_presets() -> None:
+    assert arm(Study(model="smollm2-135m"), "memit").settings.layers is None
+
+
+@pytest.mark.slow
+def test_an_experiment_runs_from_its_model_to_its_figure(tmp_path: Path) -> None:
+    """A toy: four scripts, a dozen facts; run again it repeats nothing and writes the same."""
+    toy = small_models.SmallModels(
+        out=tmp_path / "small",
+        families=("llama",),
+        relations=("language_script",),
+        controls=20,
+        vocabulary=400,
+        layers=2,
+        width=32,
+        heads=2,
+        plan=PretrainPlan(steps=150, rows=8, every=50),
+    )
+    small_models.main(toy)
+    facts, controls = (load_facts(str(toy.out / f"{name}.jsonl")) for name in ("facts", "controls"))
+    assert not {fact.subject for fact in facts} & {fact.subject for fact in controls}
+    options = e3_ability.AbilityLoss(
+        out=tmp_path / "study", model=str(toy.out / "llama"), count=12, every=4, seeds=(0, 1), editors=("ft",)
+    )
+    e3_ability.main(options)
+    numbers = json.loads((options.out / "e3.json").read_text())
+    found = numbers["arms"]["ft"]
+    assert [table["facts"] for table in found] == [[0, 4, 8, 12]] * 2
+    assert found[0]["edited"]["recall"][0] == found[0]["random"]["recall"][0] == 1.0
+    assert found[0]["growth"] != found[1]["growth"]
+    assert found[0]["edited"]["kl"][-1] > 0
+    written = {file: file.read_bytes() for file in options.out.glob("e3.*")}
+    assert {file.suffix for file in written} == {".json", ".md", ".png", ".pdf"}
+    e3_ability.main(options)
+    assert all(file.read_bytes() == content for file, content in written.items())
