@@ -19,7 +19,9 @@ from experiments.arms import arm
 from experiments.common import Arm, Study, begin, finished
 from experiments.drawing import COLOURS, level, line, log_if_wide, markdown, sheet, shown, write
 from jaxedit.pipeline import trajectory
-from jaxedit.pipeline.measure import MeasureConfig, Row, measures_at
+from jaxedit.pipeline.measure import measures_at
+from jaxedit.pipeline.measured import Row
+from jaxedit.pipeline.watch_config import MeasureConfig
 
 VECTORS = ("key", "mlp", "attention", "residual", "final")
 SHIFTED = ("angle", "mean_shift", "frechet")
