@@ -135,6 +135,7 @@ def test_resuming_a_stopped_run_gives_the_same_bits(home: Path, capsys: pytest.C
     assert numbers(stopped) == numbers(home / "run")
 
 
+@pytest.mark.slow
 def test_resuming_on_another_number_of_devices_agrees_to_1e_5(home: Path) -> None:
     stopped = stopped_run(home, "moved")
     on_devices(3, "resume", str(stopped))

@@ -112,7 +112,7 @@ def test_values_are_those_of_the_matrix_where_a_norm_follows(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("editor", ["memit-history", "ft", "lora"])
+@pytest.mark.parametrize("editor", ["memit-history", "ft", "lora", "mend"])
 @pytest.mark.parametrize("name", sorted(BUILDERS | FAMILIES))
 def test_twenty_edits_in_sequence(case_of: Callable[[str], Case], name: str, editor: str) -> None:
     row = make_row(editor, case_of(name))
