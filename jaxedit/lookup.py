@@ -1,11 +1,17 @@
 """Running a batch of requests split at the lookup token: what never changes is run once and kept."""
 
+import functools
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxedit.models.decoder import Decoder, Memory, causal_mask, positions
+from jaxedit.models.packing import Packing, pack, unpack
+from jaxedit.models.sharing import owned, owners, shared_packing
 from jaxedit.types import Requests, Trace
 
 
@@ -58,15 +64,11 @@ def bare_rows(requests: Requests) -> Int[Array, "B"]:
     return jnp.arange(facts) * rows
 
 
-def split_pass(decoder: Decoder, rows: Rows, first: int, last: int) -> SplitPass:
-    """Runs prefixes through all layers and tails up to layer `last`, once."""
-    layers = decoder.config.n_layers
-    at, mask = rows.prefix_position, rows.prefix_mask
-    h = decoder.embed(rows.prefix, at)
-    prefix_in, _, below = decoder.run(h, range(first), position=at, mask=mask, keep_memory=True)
-    _, _, above = decoder.run(prefix_in, range(first, layers), position=at, mask=mask, keep_memory=True)
-    memory = below | above
-
+def split_pass(
+    decoder: Decoder, rows: Rows, first: int, last: int, shares: Sequence[float] = ()
+) -> SplitPass:
+    """Runs prefixes through all layers and tails up to layer `last`, once; `shares` as for `prefix_pass`."""
+    prefix_in, memory = prefix_pass(decoder, rows, first, shares)
     at, mask = rows.tail_position, rows.tail_mask
     h = decoder.embed(rows.tail, at)
     tail_in, _, _ = decoder.run(h, range(first), position=at, mask=mask, memory=memory)
@@ -80,6 +82,44 @@ def split_pass(decoder: Decoder, rows: Rows, first: int, last: int) -> SplitPass
         trace_at=jnp.zeros((rows.tail.shape[0], 1), jnp.int32),
     )
     return SplitPass(prefix_in, tail_in, tail_out, memory, trace)
+
+
+def prefix_shares(requests: Requests) -> tuple[float, ...]:
+    """For `prefix_pass`: what `world` and CounterFact fill, the contexts once for all facts and these apart.
+
+    0.15 to 0.28 of all prefix tokens for 10 facts, 0.14 to 0.17 for 32. Of one fact nothing is gained.
+    """
+    facts = requests.prefix.shape[0]
+    likely = 0.18 + 0.6 / facts
+    return () if facts == 1 else (likely, 1.5 * likely)
+
+
+def prefix_pass(
+    decoder: Decoder, rows: Rows, first: int, shares: Sequence[float] = ()
+) -> tuple[Float[Array, "N P d_model"], dict[int, Memory]]:
+    """Hidden states at the input of layer `first`, and every layer's memory.
+
+    Rows that begin with the same tokens, as those of one context do, need them run only once. `shares` are the
+    parts of all prefix tokens for which that is compiled, ascending; the smallest that holds the batch's runs,
+    and where none does the prefixes run as they are.
+    """
+    at, mask = rows.prefix_position, rows.prefix_mask
+
+    def run(packing: Packing | None) -> tuple[Array, dict[int, Memory]]:
+        h = decoder.embed(rows.prefix, at)
+        h = h if packing is None else pack(h, packing)
+        step = functools.partial(decoder.run, position=at, mask=mask, packing=packing, keep_memory=True)
+        prefix_in, _, below = step(h, range(first))
+        _, _, above = step(prefix_in, range(first, decoder.config.n_layers))
+        return prefix_in if packing is None else unpack(prefix_in, packing), below | above
+
+    sizes = [math.ceil(rows.prefix.size * share) for share in shares]
+    if not sizes:
+        return run(None)
+    owner = owners(rows.prefix, rows.prefix_valid)
+    needed = owned(owner, rows.prefix_valid).sum()
+    runs = [lambda size=size: run(shared_packing(owner, rows.prefix_valid, size)) for size in sizes]
+    return jax.lax.switch(sum(size < needed for size in sizes), [*runs, lambda: run(None)])
 
 
 class Lead(NamedTuple):

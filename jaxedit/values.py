@@ -40,6 +40,7 @@ class ValueConfig:
         0.375,
         0.625,
     )  # of a batch's room that the loop is compiled for beside the whole
+    share_prefixes: bool = True  # run what rows begin with in common once: compiled for several sizes too
     patience: int | None = (
         None  # MPES: stop once the target was most probable at this many steps; None: never
     )

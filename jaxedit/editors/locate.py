@@ -13,7 +13,7 @@ from jaxedit.editors.reading import Reading, first_reading, keys_after, mean_key
 from jaxedit.editors.solver import Batch, Solver, ridge
 from jaxedit.errors import StatisticsError
 from jaxedit.linalg import added, frobenius, safe_norm
-from jaxedit.lookup import Lead, lead_of, rows_of, split_pass
+from jaxedit.lookup import Lead, lead_of, prefix_shares, rows_of, split_pass
 from jaxedit.models.model import Model
 from jaxedit.types import Delta, EditInfo, Editor, Params, Requests, Rewrite, Site, Solved
 from jaxedit.values import Optimise, Values, optimise_values
@@ -128,7 +128,8 @@ def write_span(
 
     def find(source: Params, requests: Requests) -> Found:
         rows, decoder = rows_of(requests), model.bind(source)
-        split = split_pass(decoder, rows, layers[0], layers[-1])
+        shares = prefix_shares(requests) if config.values.share_prefixes else ()
+        split = split_pass(decoder, rows, layers[0], layers[-1], shares)
         values = optimise(decoder, requests, rows, split, layers[-1], config.values)
         readings = {layer: first_reading(split.trace, requests, config, layers, layer) for layer in read_at}
         mlp = value_now(split.trace.mlp[layers[-1]], requests, "bare")

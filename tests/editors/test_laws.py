@@ -25,7 +25,9 @@ LAYERS = (0, 1)
 
 
 def quick(config: LocateConfig, steps: int = 4) -> LocateConfig:
-    values = replace(config.values, learning_rate=0.1, steps=steps, weight_decay=0.01, shares=())
+    values = replace(
+        config.values, learning_rate=0.1, steps=steps, weight_decay=0.01, shares=(), share_prefixes=False
+    )
     return replace(config, values=values)
 
 

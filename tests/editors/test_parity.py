@@ -36,6 +36,7 @@ def tuned(config: LocateConfig) -> LocateConfig:
         kl=SETTINGS.kl,
         stop_loss=SETTINGS.stop_loss,
         shares=(),
+        share_prefixes=False,
     )
     return replace(config, values=values)
 

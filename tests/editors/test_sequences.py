@@ -173,6 +173,7 @@ def ours(
         stop_loss=settings.stop_loss,
         patience=settings.patience,
         shares=(),
+        share_prefixes=False,
     )
     config = replace(config, values=values)
     solver = None if method.solver is None else method.solver(config)
