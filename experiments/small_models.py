@@ -62,13 +62,15 @@ class SmallModels:
     """Facts that no experiment edits."""
     vocabulary: int = 1024
     layers: int = 4
-    width: int = 64
+    width: int = 128
+    mlp: int = 1024
+    """Width of the MLPs, the length of the keys that editors write to."""
     heads: int = 4
     row: int = 64
     """Tokens of a row of text."""
     passes: int = 8
     """Orders in which the sentences are packed into rows."""
-    plan: PretrainPlan = dataclasses.field(default_factory=PretrainPlan)
+    plan: PretrainPlan = dataclasses.field(default_factory=lambda: PretrainPlan(steps=1200))
     seed: int = 0
 
 
@@ -191,13 +193,13 @@ def family_config(options: SmallModels, family: str, vocabulary: int) -> HFConfi
     tokens = {"model_type": family, "vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": 1}
     llama = tokens | {
         "hidden_size": d,
-        "intermediate_size": 4 * d,
+        "intermediate_size": options.mlp,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
         **LLAMA_LIKE,
     }
-    gpt = {"n_positions": POSITIONS, "n_embd": d, "n_layer": layers, "n_head": heads}
+    gpt = {"n_positions": POSITIONS, "n_embd": d, "n_layer": layers, "n_head": heads, "n_inner": options.mlp}
     gemma = {
         "head_dim": d // heads,
         "query_pre_attn_scalar": d // heads,
@@ -211,7 +213,7 @@ def family_config(options: SmallModels, family: str, vocabulary: int) -> HFConfi
         "opt": tokens
         | {
             "hidden_size": d,
-            "ffn_dim": 4 * d,
+            "ffn_dim": options.mlp,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "max_position_embeddings": POSITIONS,
