@@ -1,7 +1,7 @@
 """Editors' settings for the small models, and those that experiments compare.
 
-On a larger model every editor has its preset. The small models are 4 layers deep and their keys short: `lam` and
-learning rates were searched on the Llama-like one for an ES right after the edit of 90 or more.
+On a larger model every editor has its preset. The small models are 4 layers deep and attend to the subject early:
+layers, `lam` and learning rates were searched on the Llama-like one for an ES right after the edit of 90 or more.
 """
 
 from pathlib import Path
@@ -9,33 +9,22 @@ from pathlib import Path
 from experiments.common import Arm, Study
 from jaxedit.editors import METHODS, Settings
 
-SINGLE, SPAN = (1,), (1, 2)
+FIRST = (0,)
 SMALL: dict[str, Settings] = {
-    "rome": Settings(layers=SINGLE),
-    "r-rome": Settings(layers=SINGLE),
-    "emmet": Settings(layers=SINGLE, clamp=4.0),
+    "rome": Settings(layers=FIRST),
+    "r-rome": Settings(layers=FIRST),
+    "emmet": Settings(layers=FIRST, clamp=4.0),
+    **{name: Settings(layers=FIRST, clamp=4.0, lam=3000.0) for name in ("memit", "memit-history", "pmet")},
     **{
-        name: Settings(layers=SPAN, clamp=4.0)
-        for name in (
-            "memit",
-            "memit-history",
-            "alphaedit",
-            "encore",
-            "pmet",
-            "betaedit",
-            "langedit",
-            "evoedit",
-            "lyaplock",
-            "d4s",
-            "nas",
-            "memit-blue",
-        )
+        name: Settings(layers=FIRST, clamp=4.0)
+        for name in ("alphaedit", "encore", "betaedit", "langedit", "evoedit", "lyaplock", "d4s", "nas")
     },
-    "ft": Settings(layers=SINGLE),
-    "ft-l": Settings(layers=SINGLE, learning_rate=1e-3, bound=0.02),
-    "lora": Settings(layers=SINGLE),
-    "lora-sequence": Settings(layers=SINGLE),
-    "full-ft": Settings(learning_rate=1e-3),
+    "memit-blue": Settings(layers=(0, 1), clamp=4.0, lam=3000.0),
+    "ft": Settings(layers=FIRST),
+    "ft-l": Settings(layers=FIRST, learning_rate=1e-3, bound=0.02),
+    "lora": Settings(layers=FIRST, learning_rate=1e-3),
+    "lora-sequence": Settings(layers=FIRST, learning_rate=1e-3),
+    "full-ft": Settings(learning_rate=3e-4),
     "pretrain": Settings(learning_rate=1e-3),
     "ultraedit": Settings(layers=(2, 3), learning_rate=3e-4),
     "stableedit": Settings(layers=(2, 3), learning_rate=3e-4),

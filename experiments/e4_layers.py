@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import tyro
 
-from experiments.arms import SINGLE, arm
+from experiments.arms import FIRST, arm
 from experiments.common import Arm, Json, Study, begin, every_seed
 from experiments.drawing import brief, curves, markdown, shown, summary_table, write
 from jaxedit.report.record import kind_of
@@ -41,7 +41,7 @@ def main(options: Layers) -> None:
 
 def few_and_many(options: Layers) -> list[Arm]:
     """Gradient descent at equal settings on one matrix, and on that of every layer."""
-    return [arm(options, options.trained, layers=layers, targets=("mlp.down",)) for layers in (SINGLE, None)]
+    return [arm(options, options.trained, layers=layers, targets=("mlp.down",)) for layers in (FIRST, None)]
 
 
 def place(table: Json, end: int) -> float:
