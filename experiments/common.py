@@ -139,10 +139,15 @@ def facts_of(study: Study, seed: int) -> Path:
 def measured(study: Study, arm: Arm, seed: int) -> Json:
     """What the run does to weights and ability, every `every` facts; kept beside the run."""
     path = finished(study, arm, seed)
-    file = path.with_suffix(f".{study.every}.json")
+    file = beside_run(path, f"{study.every}.json")
     if not file.exists():
         file.write_text(json.dumps(_measure(study, path, seed)) + "\n")
     return json.loads(file.read_text())
+
+
+def beside_run(run: Path, name: str) -> Path:
+    """The file of what was measured of a run, whose own name may have dots."""
+    return run.with_name(f"{run.name}.{name}")
 
 
 def _measure(study: Study, path: Path, seed: int) -> Json:

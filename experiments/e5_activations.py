@@ -16,7 +16,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.arms import arm
-from experiments.common import Arm, Study, begin, finished
+from experiments.common import Arm, Study, begin, beside_run, finished
 from experiments.drawing import COLOURS, level, line, log_if_wide, markdown, sheet, shown, write
 from jaxedit.pipeline import trajectory
 from jaxedit.pipeline.measure import measures_at
@@ -57,7 +57,7 @@ def main(options: Vectors) -> None:
 def rows_of(options: Vectors, one: Arm, seed: int) -> list[Row]:
     """The measures of one run; kept beside it."""
     path = finished(options, one, seed)
-    file = path.with_suffix(".vectors.json")
+    file = beside_run(path, "vectors.json")
     if not file.exists():
         total = trajectory(path)[0].steps
         config = MeasureConfig(

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import e3_ability, small_models
 from experiments.arms import MITIGATIONS, SMALL, arm
-from experiments.common import Study
+from experiments.common import Study, beside_run, identity
 from experiments.drawing import at_measurements, band, growth, rises, shown
 from jaxedit.data import load_facts
 from jaxedit.editors import METHODS
@@ -52,6 +52,12 @@ def test_every_arm_is_one_that_the_library_knows() -> None:
 
 def test_on_other_models_editors_keep_their_presets() -> None:
     assert arm(Study(model="smollm2-135m"), "memit").settings.layers is None
+
+
+def test_measures_of_runs_lie_apart_also_where_names_have_dots() -> None:
+    arms = [arm(Study(), "memit", text) for text in ("rect:0.4", "revive:0.2")]
+    runs = [Path("runs") / f"{identity(Study(), one)}-{seed}" for one in arms for seed in (0, 1)]
+    assert len({beside_run(path, "100.json") for path in runs}) == 4
 
 
 @pytest.mark.slow
