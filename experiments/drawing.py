@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 
 from experiments.common import Arm, Json, Study, console
@@ -166,6 +166,10 @@ def log_if_wide(axis: Axes, which: str) -> None:
     drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
     if len(drawn) and drawn.max() > WIDE * drawn.min():
         axis.set(**{f"{which}scale": "log"})
+        scale = axis.xaxis if which == "x" else axis.yaxis
+        scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        scale.set_minor_formatter(NullFormatter())
 
 
 def write(study: Study, name: str, numbers: Json, table: Sequence[str], figure: Figure | None = None) -> None:
