@@ -131,7 +131,7 @@ def curves(tables: Tables, null: bool = True) -> Figure:
     figure.legend(loc="outside lower center", ncols=4)
     if null:
         panels[3].plot([], [], color=FAINT, lw=0.7, marker="x", label="random updates of the same size")
-        panels[3].legend(loc="lower left")
+        panels[3].legend(loc="upper right")
     return figure
 
 
