@@ -6,7 +6,8 @@ arXiv 2308.08742) as options.
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -36,10 +37,7 @@ class ValueConfig:
     clamp: float = 0.75  # bound on ||delta|| / ||h0||
     kl: float = 0.0625
     stop_loss: float = 0.05
-    shares: tuple[float, ...] = (
-        0.375,
-        0.625,
-    )  # of a batch's room that the loop is compiled for beside the whole
+    shares: tuple[float, ...] = (0.38, 0.55, 0.7)  # of a batch's room: sizes of the loop beside the whole
     share_prefixes: bool = True  # run what rows begin with in common once: compiled for several sizes too
     patience: int | None = (
         None  # MPES: stop once the target was most probable at this many steps; None: never
@@ -76,6 +74,15 @@ Objective = Callable[[Float[Array, "B *sites d_model"]], tuple[Float[Array, "B"]
 """Loss by fact, and whether its target is the most probable answer. Two sites make an axis of delta."""
 
 
+class Stage(NamedTuple):
+    """A stretch of the loop, for the facts that run: those that are not done yet."""
+
+    objective: Callable[[Bool[Array, "B"]], Objective]
+    """Made once, when the stretch begins; what it says of facts that are done then is not used."""
+    needed: Callable[[Bool[Array, "B"]], Bool[Array, ""]]
+    """Whether they need this stage still, and not the next."""
+
+
 Optimise = Callable[[Decoder, Requests, Rows, SplitPass, int, ValueConfig], Values]
 """How an editor comes to its values: `optimise_values`, or values known from elsewhere."""
 
@@ -90,23 +97,34 @@ def optimise_values(
     Facts that stopped keep their delta; padding facts never start. Of two sites the MLP's vector is
     returned, the one that is written.
 
-    The loop is compiled for a few sizes, and the smallest that holds this batch's tokens runs: one long
-    fact does not make all others as dear as itself.
+    The loop is compiled for a few sizes, and runs at the smallest that holds the tokens of the facts that are
+    not done yet: one long fact does not make all others as dear as itself, and done ones cost nothing.
     """
     origin = lookup_value(split, requests, layer, config.site)
-    active = requests.weight > 0
+    _, n_rows, _ = requests.prefix.shape
+    original = kl_row(decoder, rows, split, range(layer + 1, decoder.config.n_layers), n_rows)
 
-    def at_size(size: Size) -> Callable[[], Values]:
-        def optimise() -> Values:
-            objective = value_objective(decoder, requests, rows, split, layer, origin, config, size)
-            return minimise(objective, origin, active, config)
+    def of(running: Bool[Array, "B"]) -> Requests:
+        return requests._replace(weight=jnp.where(running, requests.weight, 0.0))
 
-        return optimise
+    def stage(size: Size, smaller: Size | None) -> Stage:
+        def objective(running: Bool[Array, "B"]) -> Objective:
+            return value_objective(
+                decoder, of(running), rows, split, layer, origin, config, size=size, original=original
+            )
 
-    sizes = sizes_of(requests, config.shares)
-    tokens, reads = real_tail(requests).sum(), asked(requests).sum()
-    too_small = [(size.tokens < tokens) | (size.reads < reads) for size in sizes[:-1]]
-    values = jax.lax.switch(sum(too_small, start=jnp.int32(0)), [at_size(size) for size in sizes])
+        def needed(running: Bool[Array, "B"]) -> Bool[Array, ""]:
+            if smaller is None:
+                return jnp.bool_(True)
+            return (real_tail(of(running)).sum() > smaller.tokens) | (
+                asked(of(running)).sum() > smaller.reads
+            )
+
+        return Stage(objective, needed)
+
+    sizes = sizes_of(requests, config.shares)[::-1]
+    stages = [stage(size, smaller) for size, smaller in itertools.zip_longest(sizes, sizes[1:])]
+    values = minimise_by_stages(stages, origin, requests.weight > 0, config)
     if origin.ndim == 2:
         return values
     return values._replace(delta=values.delta[:, -1], origin=values.origin[:, -1])
@@ -152,13 +170,14 @@ def value_objective(
     origin: Float[Array, "B *sites d_model"],
     config: ValueConfig,
     size: Size | None = None,
+    original: Float[Array, "B V"] | None = None,
 ) -> Objective:
     """What is minimised, as a function of delta alone, by fact:
 
     `mean_i mean_t -log p(target_t | context_i, target_<t) + kl * KL(p_delta || p_0) + wd * ||delta|| / ||h0||^2`.
 
     Touches only real tail tokens, only layers above `layer`, and the vocabulary only where something is read.
-    `size` must hold the batch's tokens; without one everything fits.
+    `size` must hold the batch's tokens; without one everything fits. `original` is `kl_row`, where it is known.
     """
     facts, n_rows, _ = requests.prefix.shape
     size = size or sizes_of(requests, ())[-1]
@@ -168,7 +187,7 @@ def value_objective(
     reads = reads_of(requests, tokens, size.reads)
     at_lookup = tokens.place[:, 0]
     pushed = placed(decoder, rows, split, layer, config.site, tokens)
-    original = kl_row(decoder, rows, split, above, n_rows)
+    before = kl_row(decoder, rows, split, above, n_rows) if original is None else original
 
     def read(delta: Array) -> tuple[Float[Array, "Q V"], Float[Array, "B V"]]:
         h, _, _ = decoder.run(
@@ -187,8 +206,8 @@ def value_objective(
         log_p, essence = read(delta)
         nll = -jnp.take_along_axis(log_p, reads.label[:, None], axis=-1)[:, 0]
         nll = jnp.matmul(reads.share, nll, precision="highest")
-        divergence = jnp.sum(jnp.exp(essence) * (essence - original), axis=-1)
-        # A padding fact has no place of its own: what is read for it is another fact's.
+        divergence = jnp.sum(jnp.exp(essence) * (essence - before), axis=-1)
+        # Padding and done facts have no place of their own: what is read for them is another fact's.
         divergence = jnp.where(requests.weight > 0, divergence, 0.0)
         decay = safe_norm(delta) / scale
         decay = decay if decay.ndim == 1 else decay.sum(axis=-1)
@@ -211,11 +230,15 @@ def placed(
     """
     n_rows = rows.tail.shape[0]
     if site != "attention+mlp":
-        start, at_lookup = pack(split.tail_out, tokens), tokens.place[:, 0]
-        gain = gained(decoder, split, layer, site)
-        return lambda delta: start.at[at_lookup].add(
-            gain(jnp.repeat(delta, n_rows // delta.shape[0], axis=0))
-        )
+        start, gain = pack(split.tail_out, tokens), gained(decoder, split, layer, site)
+        # Facts that are done have no place: theirs is sent out of range, and so dropped.
+        at_lookup = jnp.where(tokens.valid[:, 0], tokens.place[:, 0], start.shape[0])
+
+        def push(delta: Float[Array, "B d_model"]) -> Float[Array, "M d_model"]:
+            each = gain(jnp.repeat(delta, n_rows // delta.shape[0], axis=0))
+            return start.at[at_lookup].add(each, mode="drop")
+
+        return push
     run = functools.partial(
         decoder.run, position=rows.tail_position, mask=rows.tail_mask, memory=split.memory
     )
@@ -279,13 +302,46 @@ def minimise(
     objective: Objective, origin: Float[Array, "B *sites d"], active: Bool[Array, "B"], config: ValueConfig
 ) -> Values:
     """The loop of `optimise_values` for any objective by fact, delta starting at zero."""
-    adam = optax.adam(config.learning_rate)
+    return minimise_by_stages([Stage(lambda _: objective, lambda _: jnp.bool_(True))], origin, active, config)
+
+
+def minimise_by_stages(
+    stages: Sequence[Stage],
+    origin: Float[Array, "B *sites d"],
+    active: Bool[Array, "B"],
+    config: ValueConfig,
+) -> Values:
+    """`minimise` one stage after the other; the last must be needed as long as a fact runs."""
+    facts = origin.shape[0]
+    adam, start = optax.adam(config.learning_rate), jnp.zeros_like(origin)
+    p = _Progress(
+        step=jnp.zeros((), jnp.int32),
+        delta=start,
+        adam=adam.init(start),
+        done=~active,
+        losses=jnp.full((config.steps, facts), jnp.nan),
+        updates=jnp.zeros((facts,), jnp.int32),
+        hits=jnp.zeros((facts,), jnp.int32),
+    )
+    for stage in stages:
+        p = _stretch(stage, p, origin, adam, config)
+    return Values(p.delta, origin, p.losses, p.updates)
+
+
+def _stretch(
+    stage: Stage,
+    first: _Progress,
+    origin: Float[Array, "B *sites d"],
+    adam: optax.GradientTransformation,
+    config: ValueConfig,
+) -> _Progress:
+    """The steps of one stage."""
+    objective = stage.objective(~first.done)
     bound = config.clamp * safe_norm(origin)
-    start = jnp.zeros_like(origin)
     patience = config.steps + 1 if config.patience is None else config.patience
 
     def keep_going(p: _Progress) -> Bool[Array, ""]:
-        return (p.step < config.steps) & ~p.done.all()
+        return (p.step < config.steps) & ~p.done.all() & stage.needed(~p.done)
 
     def step(p: _Progress) -> _Progress:
         value, pull_back, hit = jax.vjp(objective, p.delta, has_aux=True)
@@ -304,15 +360,4 @@ def minimise(
         shrink = jnp.minimum(1.0, bound / jnp.maximum(safe_norm(delta), jnp.finfo(jnp.float32).tiny))
         return delta * shrink[..., None], adam_state
 
-    facts = origin.shape[0]
-    first = _Progress(
-        step=jnp.zeros((), jnp.int32),
-        delta=start,
-        adam=adam.init(start),
-        done=~active,
-        losses=jnp.full((config.steps, facts), jnp.nan),
-        updates=jnp.zeros((facts,), jnp.int32),
-        hits=jnp.zeros((facts,), jnp.int32),
-    )
-    last = jax.lax.while_loop(keep_going, step, first)
-    return Values(last.delta, origin, last.losses, last.updates)
+    return jax.lax.while_loop(keep_going, step, first)
