@@ -106,13 +106,18 @@ def descend(
 
     def step(p: Descent) -> Descent:
         losses, pull_back = jax.vjp(loss, p.weights)
+        done = p.done
         if config.stop_loss:
             done = jnp.sum(losses * share) < config.stop_loss
-            weights, state = jax.lax.cond(
-                done, lambda: (p.weights, p.optimiser), lambda: advance(pull_back(share)[0], p)
+            gradient = jax.lax.cond(
+                done, lambda: jax.tree.map(jnp.zeros_like, p.weights), lambda: pull_back(share)[0]
             )
         else:
-            done, (weights, state) = p.done, advance(pull_back(share)[0], p)
+            gradient = pull_back(share)[0]
+        # Chosen by element, in place: a branch of the loop would hold weights and moments twice.
+        weights, state = jax.tree.map(
+            lambda new, old: jnp.where(done, old, new), advance(gradient, p), (p.weights, p.optimiser)
+        )
         return Descent(weights, state, p.losses.at[p.step].set(losses), p.step + 1, done)
 
     def advance(gradient: Trained, p: Descent) -> tuple[Trained, optax.OptState]:

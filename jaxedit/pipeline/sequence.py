@@ -59,8 +59,7 @@ def run(config: RunConfig, report: Report = quiet, stop: Stop = never) -> RunFol
     facts = choose_facts(config, checkpoint, report)
     contexts = draw_contexts(config, checkpoint)
     prepared = prepare(config, checkpoint, facts, contexts, report)
-    state = prepared.editor.init(prepared.params)
-    folder = new_folder(config, prepared, state)
+    folder = new_folder(config, prepared, prepared.editor.init(prepared.params))
     return finish(config, folder, prepared, report, stop)
 
 
@@ -200,9 +199,10 @@ def _apply_all(
         edited, state = placed(edited, state, prepared.devices)
         edited, state, steps = apply(edited, prepared.params.frozen, state, chunk)
         steps = replicated(steps, prepared.devices)
+        upcoming = next(chunks, None)  # encoded while the device works
+        writer.wait()  # for the copies of the chunk before, so that there is one set of them
         kept = jax.tree.map(jnp.copy, (edited, state if remembers else None))
         kept = to_host(kept) if several() else kept
-        upcoming = next(chunks, None)  # encoded while the device works
         refused = np.asarray(steps.refused)
         halted = guard.policy == "stop" and refused.any()
         count = int(np.flatnonzero(refused)[0]) if halted else len(planned.batches)
