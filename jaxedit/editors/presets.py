@@ -121,6 +121,8 @@ EASY_EDIT: dict[str, Rows] = {
 SEARCHED: dict[str, Rows] = {
     "memit": {"smollm2-135m": {"layers": (6, 7, 8, 9, 10), "lam": 1000.0}},
     "emmet": {"smollm2-135m": {"layers": (8,), "lam": 100.0}},
+    # Half the rate and half the steps leave 3 of 10 facts of a batch unwritten.
+    "ft": {"smollm2-135m": {"learning_rate": 1e-3, "steps": 50}},
     "ft-l": {"smollm2-135m": {"layers": (8,), "learning_rate": 1e-3, "bound": 0.02}},
     # At the papers' 1e-6 nothing changes: their moments are of thousands of facts.
     "ultraedit": {"smollm2-135m": {"learning_rate": 3e-4}},
