@@ -138,6 +138,20 @@ def frobenius(x: Float[Array, "..."]) -> Float[Array, ""]:
     return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32))))
 
 
+def change_norm(delta: LowRank | Float[Array, "in out"]) -> Float[Array, ""]:
+    """Frobenius norm of a change in float32; of factors `sqrt(tr((L^T L)(R R^T)))`, without their product.
+
+    The Gram matrices are in float64: parts of the change that cancel each other then cost no more digits than in
+    the product.
+    """
+    if not isinstance(delta, LowRank):
+        return frobenius(delta)
+    with jax.enable_x64(True):
+        left, right = double(delta.left), double(delta.right)
+        grams = jnp.matmul(left.T, left) * jnp.matmul(right, right.T)
+        return jnp.sqrt(jnp.maximum(jnp.sum(grams), 0.0)).astype(jnp.float32)
+
+
 def safe_norm(x: Float[Array, "*B d"]) -> Float[Array, "*B"]:
     """Euclidean norm over the last axis whose gradient at zero is zero; NaN stays NaN."""
     squared = jnp.sum(jnp.square(x), axis=-1)

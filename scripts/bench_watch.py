@@ -3,7 +3,9 @@
     python scripts/bench_watch.py [--run.model smollm2-135m] [--run.editor memit] [--json FILE]
 
 Makes a run in a temporary folder that looks at every chunk, and takes the median of updates and of looks, without the
-first of each, which compile. Prints the share of the time that looks take at the default interval.
+first of each, which compile. Prints the share of the time that looks take at the default interval, and that of the
+norms of every edited matrix and of its change, which are logged at every update: computed here by themselves, on the
+run's own last update.
 """
 
 import dataclasses
@@ -18,12 +20,15 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import jax
 import tyro
 from rich.console import Console
 
 from jaxedit.cli import keep_compiled
-from jaxedit.pipeline import RunConfig, run
+from jaxedit.linalg import change_norm, frobenius
+from jaxedit.pipeline import RunConfig, run, trajectory
 from jaxedit.pipeline.watch_config import Watch
+from jaxedit.roofline import best_time
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,9 @@ def main(bench: Bench) -> None:
         marks.append((stage, done, time.perf_counter()))
 
     with tempfile.TemporaryDirectory() as folder:
-        watch = dataclasses.replace(bench.run.watch, every=bench.run.chunk)
-        run(dataclasses.replace(bench.run, out=str(Path(folder) / "run"), watch=watch), report)
+        out, watch = str(Path(folder) / "run"), dataclasses.replace(bench.run.watch, every=bench.run.chunk)
+        run(dataclasses.replace(bench.run, out=out, watch=watch), report)
+        norms = norm_seconds(out)
     looks, chunks = [], []
     for (stage, done, start), (_, _, end) in itertools.pairwise(marks):
         if stage.startswith("looking") and not done:
@@ -65,14 +71,30 @@ def main(bench: Bench) -> None:
         "seconds_update": update,
         "every": every,
         "share": share,
+        "seconds_norms": norms,
+        "share_norms": norms / update,
     }
     out = Console(highlight=False, soft_wrap=True)
     out.print(
         f"{bench.run.editor} on {bench.run.model}: an update {update:.3f} s, a look {look:.3f} s: "
-        f"{100 * share:.2f} % of the run's time at every {every} updates"
+        f"{100 * share:.2f} % of the run's time at every {every} updates; norms of an update {1e3 * norms:.2f} ms: "
+        f"{100 * norms / update:.2f} %"
     )
     if bench.json is not None:
         bench.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def norm_seconds(run: str) -> float:
+    """Seconds for the norms that the driver logs of one update."""
+    found = trajectory(run)[0]
+    matrices, change = found.at(found.steps), found.change(found.steps - 1, found.steps)
+    norms = jax.jit(
+        lambda matrices, change: (
+            {path: frobenius(matrix) for path, matrix in matrices.items()},
+            {path: change_norm(delta) for path, delta in change.items()},
+        )
+    )
+    return best_time(norms, matrices, change)
 
 
 if __name__ == "__main__":

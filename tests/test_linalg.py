@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxedit.linalg import (
+    change_norm,
     dense,
     excluded,
     frobenius,
@@ -158,6 +159,17 @@ def test_dense_and_frobenius_are_numpys() -> None:
         np.linalg.norm(left.astype(np.float64) @ right), rel=1e-6
     )
     assert float(frobenius(jnp.zeros((3, 3)))) == 0.0
+
+
+def test_norm_of_factors_is_that_of_their_product_also_where_they_cancel() -> None:
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal(shape).astype(np.float32) for shape in ((7, 2), (2, 5)))
+    cancelling = np.c_[left, left], np.r_[right, -right * np.float32(1 - 1e-4)]
+    for parts in ((left, right), cancelling, (0 * left, right), (left[:, :0], right[:0])):
+        exact = np.linalg.norm(parts[0].astype(np.float64) @ parts[1])
+        assert float(change_norm(LowRank(*map(jnp.asarray, parts)))) == pytest.approx(exact, rel=1e-6)
+    assert float(change_norm(jnp.asarray(left))) == pytest.approx(np.linalg.norm(left), rel=1e-6)
+    assert np.isnan(change_norm(LowRank(jnp.full((7, 2), jnp.nan), jnp.asarray(right))))
 
 
 def test_frobenius_of_bfloat16_sums_in_float32() -> None:

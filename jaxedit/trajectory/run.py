@@ -2,22 +2,29 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxedit.linalg import added, dense, frobenius
+from jaxedit.linalg import added, change_norm, frobenius
 from jaxedit.parallel import ONE_DEVICE, Devices
 from jaxedit.trajectory.guard import ANY_FINITE, Guard, refusal
 from jaxedit.types import EditInfo, Editor, LowRank, Params, Probes, Requests, State
 
 Observe = Callable[[Params, Any], dict[str, Array]]
 """Measures the model right after an update, on what the scan hands it for that update."""
-Carry: TypeAlias = tuple[dict[str, Array], State, Bool[Array, ""]]
-"""Edited matrices, the editor's state, and whether a refused update has ended the chunk."""
 T = TypeVar("T")
+
+
+class Carry(NamedTuple):
+    """What one update of a chunk hands to the next."""
+
+    edited: dict[str, Array]
+    norm: dict[str, Float[Array, ""]]  # ||W||_F of each edited matrix
+    state: State
+    halted: Bool[Array, ""]  # whether a refused update has ended the chunk
 
 
 class Step(NamedTuple):
@@ -56,7 +63,7 @@ def chunk_function(editor: Editor, observe: Observe | None = None, guard: Guard 
 
     def apply(edited, frozen, state, chunk: Chunk):
         given = (chunk._replace(active=None), _active(chunk, 1))
-        start = (edited, state, jnp.zeros((), bool))
+        start = Carry(edited, _norms(edited), state, jnp.zeros((), bool))
         end, steps = jax.lax.scan(functools.partial(step, frozen), start, given)
         return settle(start, end, steps)
 
@@ -80,7 +87,7 @@ def many_function(
     def work(frozen, sequences):
         edited, state, chunk = sequences
         given = jax.tree.map(_turned, (chunk._replace(active=None), _active(chunk, 2)))
-        start = (edited, state, jnp.zeros(given[1].shape[1], bool))
+        start = Carry(edited, jax.vmap(_norms)(edited), state, jnp.zeros(given[1].shape[1], bool))
         # The scan is outermost: vmapped as a whole, float64 solves in it would be batched as float32.
         end, steps = jax.lax.scan(jax.vmap(functools.partial(step, frozen)), start, given)
         return settle(start, end, jax.tree.map(_turned, steps))
@@ -105,18 +112,18 @@ def _step(editor: Editor, observe: Observe | None, guard: Guard) -> Callable[...
     """One update: `(frozen, carry, (chunk, wanted)) -> (carry, step)`."""
 
     def step(frozen: dict[str, Array], carry: Carry, one: tuple[Chunk, Array]):
-        (edited, state, halted), (chunk, wanted) = carry, one
-        params, new_state, info = editor.update(Params(edited, frozen), state, chunk.requests)
-        delta_norm = {path: frobenius(dense(delta)) for path, delta in info.delta.items()}
-        norm = {path: frobenius(matrix) for path, matrix in params.edited.items()}
+        chunk, wanted = one
+        params, state, info = editor.update(Params(carry.edited, frozen), carry.state, chunk.requests)
+        delta_norm = {path: change_norm(delta) for path, delta in info.delta.items()}
+        norm = _norms(params.edited)
         code = jnp.where(wanted, refusal(guard, info.finite, norm, delta_norm), 0)
-        halted = halted | ((code > 0) & (guard.policy != "skip"))
+        halted = carry.halted | ((code > 0) & (guard.policy != "skip"))
         applied = wanted & (code == 0) & ~halted
-        edited = choose(applied, params.edited, edited)
-        state = choose(applied, new_state, state) if editor.remembers else state
+        edited, norm = choose(applied, (params.edited, norm), (carry.edited, carry.norm))
+        state = choose(applied, state, carry.state) if editor.remembers else state
         params = Params(edited, frozen)
         account = Step(
-            norm={path: frobenius(matrix) for path, matrix in edited.items()},
+            norm=norm,
             delta_norm=delta_norm,
             applied=applied,
             refused=code,
@@ -124,7 +131,7 @@ def _step(editor: Editor, observe: Observe | None, guard: Guard) -> Callable[...
             observed={} if observe is None or chunk.probes is None else observe(params, chunk.probes),
             factors=factors_of(info, applied),
         )
-        return (edited, state, halted), account
+        return Carry(edited, norm, state, halted), account
 
     return step
 
@@ -135,19 +142,23 @@ def _settle(
     """What is left of a chunk at its end: `(start, end, steps) -> (edited, state, steps)`."""
 
     def settle(start: Carry, end: Carry, steps: Step) -> tuple[dict[str, Array], State, Step]:
-        (edited, state, _), (new, state_after, halted) = start, end
         if guard.policy != "rollback":
-            return new, state_after, steps
-        before = {path: jnp.broadcast_to(frobenius(w), steps.applied.shape) for path, w in edited.items()}
+            return end.edited, end.state, steps
+        kept = ~end.halted
+        before = jax.tree.map(lambda norm: jnp.broadcast_to(norm, steps.applied.shape), start.norm)
         steps = steps._replace(
-            applied=steps.applied & ~halted,
-            norm=choose(~halted, steps.norm, before),
-            factors=choose(~halted, steps.factors, jax.tree.map(jnp.zeros_like, steps.factors)),
+            applied=steps.applied & kept,
+            norm=choose(kept, steps.norm, before),
+            factors=choose(kept, steps.factors, jax.tree.map(jnp.zeros_like, steps.factors)),
         )
-        state_after = choose(~halted, state_after, state) if editor.remembers else state_after
-        return choose(~halted, new, edited), state_after, steps
+        state = choose(kept, end.state, start.state) if editor.remembers else end.state
+        return choose(kept, end.edited, start.edited), state, steps
 
     return settle
+
+
+def _norms(matrices: dict[str, Array]) -> dict[str, Float[Array, ""]]:
+    return {path: frobenius(matrix) for path, matrix in matrices.items()}
 
 
 def factors_of(info: EditInfo, applied: Bool[Array, ""]) -> dict[str, LowRank]:
