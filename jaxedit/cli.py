@@ -47,6 +47,7 @@ from jaxedit.models.sources import default_cache
 from jaxedit.parallel import Way
 from jaxedit.pipeline import DeviceConfig, RunConfig, Stop
 from jaxedit.processes import is_first
+from jaxedit.report.events import write_events
 from jaxedit.report.figures import Format, write_figures
 from jaxedit.report.page import measure_folders, read_source, write_page
 from jaxedit.report.progress import reporting
@@ -58,7 +59,7 @@ from jaxedit.trajectory.store import RunFolder
 BAD_INPUT, STOPPED, TERMINATED = 2, 130, 143
 CACHED_SECONDS = 0.3  # programs that compile faster than this are not kept
 CACHED_BYTES = 2 * 1024**3
-COMPARISON, PAGE = "comparison", "report.html"
+COMPARISON, PAGE, EVENTS = "comparison", "report.html", "tensorboard"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,8 @@ class Report(Common):
     """What figures are written as, for publications."""
     page: bool = True
     """Write report.html: interactive figures, heat maps, what was measured, and all their numbers."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files, into `tensorboard` beside the page (`pip install jaxedit[tensorboard]`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,14 +287,18 @@ def _report(command: Report, out: Console) -> None:
     paths, comparison = command.runs, command.out
     if not paths:
         raise ConfigError("no run is named: give one or more run folders")
-    measures = measure_folders(paths, command.measures) if command.page else [None] * len(paths)
+    measured = command.page or command.tensorboard
+    measures = measure_folders(paths, command.measures) if measured else [None] * len(paths)
     sources = [read_source(*found) for found in zip(paths, measures, strict=True)]
     runs = [source.record for source in sources]
     if comparison is None and len(runs) > 1:
         comparison = paths[0].resolve().parent / COMPARISON
-    written = []
+    folder = comparison or paths[0] / "figures"
+    written, page = [], comparison or paths[0] / "figures"
     if command.page:
-        written.append(write_page(sources, (comparison or paths[0] / "figures") / PAGE))
+        written.append(write_page(sources, page / PAGE))
+    if command.tensorboard:
+        write_events(sources, page / EVENTS)
     for run, path in zip(runs, paths, strict=True):
         written += write_figures([run], path / "figures", command.formats)
         write_sums(path / "figures")
@@ -301,6 +308,8 @@ def _report(command: Report, out: Console) -> None:
     for folder in dict.fromkeys(file.parent for file in written):
         names = ", ".join(file.name for file in written if file.parent == folder)
         say(out, f"Figures in {folder}: {names}")
+    if command.tensorboard:
+        say(out, f"For TensorBoard: tensorboard --logdir {page / EVENTS}")
 
 
 def _facts(command: Facts, out: Console) -> None:

@@ -52,9 +52,9 @@ def main(bench: Bench) -> None:
         marks.append((stage, done, time.perf_counter()))
 
     with tempfile.TemporaryDirectory() as folder:
-        out, watch = str(Path(folder) / "run"), dataclasses.replace(bench.run.watch, every=bench.run.chunk)
-        run(dataclasses.replace(bench.run, out=out, watch=watch), report)
-        norms = norm_seconds(out)
+        path, watch = str(Path(folder) / "run"), dataclasses.replace(bench.run.watch, every=bench.run.chunk)
+        run(dataclasses.replace(bench.run, out=path, watch=watch), report)
+        norms = norm_seconds(path)
     looks, chunks = [], []
     for (stage, done, start), (_, _, end) in itertools.pairwise(marks):
         if stage.startswith("looking") and not done:

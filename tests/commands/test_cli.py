@@ -215,8 +215,9 @@ def test_export_is_the_edited_model_for_transformers(home: Path) -> None:
 
 def test_report_compares_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(home / "run", home / "copy")
-    main(["report", str(home / "run"), str(home / "copy"), "--out", str(home / "both")])
-    assert len(list((home / "both").iterdir())) == 5
+    main(["report", str(home / "run"), str(home / "copy"), "--out", str(home / "both"), "--tensorboard"])
+    assert len(list((home / "both").iterdir())) == 6
+    assert {folder.name for folder in (home / "both" / "tensorboard").iterdir()} == {"run", "copy"}
     assert "right after" in capsys.readouterr().out
 
 

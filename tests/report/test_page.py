@@ -108,6 +108,21 @@ def test_the_maps_hold_the_measured_numbers(tmp_path: Path) -> None:
     assert floor["y"] == [30.1, 30.2]
 
 
+def test_runs_that_were_measured_lie_over_each_other(tmp_path: Path) -> None:
+    runs = [measured(record("a")), measured(record("b")), source(record("not measured"))]
+    page = Reader(write_page(runs, tmp_path / "page.html").read_text())
+    views = {tuple(view["key"]): view for view in page.payloads["data-vectors-compared"]["views"]}
+    lines = {line["name"]: line for line in views["residual", HOSTILE, "last", "angle", "edits"]["traces"]}
+    assert lines.keys() == {
+        f"{run}{model}" for run in "ab" for model in ("", ", random change of the same size")
+    }
+    assert (lines["b"]["x"], lines["b"]["y"]) == ([0, 10, 30], [0.15, 10.15, 30.15])
+    by_layer = views["residual", HOSTILE, "last", "angle", "layers"]["traces"]
+    assert (by_layer[1]["x"], by_layer[1]["y"]) == ([1, 2], [30.11, 30.21])
+    alone = Reader(write_page([runs[0], runs[2]], tmp_path / "alone.html").read_text())
+    assert not [name for name in alone.payloads if name.endswith(("matrices-compared", "vectors-compared"))]
+
+
 def test_long_lines_are_thinned_and_keep_their_ends() -> None:
     np.testing.assert_array_equal(thinned(5), np.arange(5))
     kept = thinned(12_345)
@@ -177,7 +192,7 @@ def downloaded(page: Any, figure: str) -> list[dict[str, str]]:
 def test_every_figure_is_drawn_without_errors_or_requests(opened: Any) -> None:
     figures = opened.locator("figure[data-figure]")
     drawn = opened.locator(".plot .xy .trace, .plot .xy .hm image, .plot .barlayer .bars")
-    assert figures.count() == 11
+    assert figures.count() == 13
     for i in range(figures.count()):
         assert figures.nth(i).locator(drawn).count() > 0, figures.nth(i).get_attribute("data-figure")
     assert opened.logged == []

@@ -100,7 +100,7 @@ def _maps(label: str, table: Table, group: str) -> Iterator[View]:
                 panels.append((title, z))
         x: list[Any] = [str(step) for step in steps] if len(steps) <= FEW_STEPS else list(steps)
         names = [str(layer) if layer >= 0 else "–" for layer in layers]
-        meaning = _meaning(measure, group)
+        meaning = meaning_of(measure, group)
         key = (label, what, prompts, position, measure)
         middle = MIDDLES.get(measure)
         yield map_view(key, panels, x, names, "updates", measure.replace("_", " "), middle, meaning)
@@ -132,9 +132,9 @@ def _profiles(label: str, table: Table, group: str) -> Iterator[View]:
             ("unedited model", table.get((*at, before), {}).get(("edited", last)), INK, "dot"),
             ("layers that are not edited", _varied(values.get(("unedited", 0), {})), INK, "dot"),
         ]
-        lines = [_profile(name, row, colour, dash) for name, row, colour, dash in drawn if row]
+        lines = [profile(name, row, colour, dash) for name, row, colour, dash in drawn if row]
         key = (label, what, prompts, position, measure)
-        meaning = f"After {last} updates: {_meaning(measure, group)}"
+        meaning = f"After {last} updates: {meaning_of(measure, group)}"
         axis = layer_axis(line.x for line in lines)
         yield line_view(key, [("", lines)], "layer", measure.replace("_", " "), x_axis=axis, note=meaning)
 
@@ -144,11 +144,13 @@ def _varied(row: dict[int, float]) -> dict[int, float]:
     return row if len(set(row.values())) > 1 else {}
 
 
-def _profile(name: str, row: Mapping[int, float], colour: str, dash: str) -> Line:
+def profile(name: str, row: Mapping[int, float], colour: str, dash: str) -> Line:
+    """A line over layers."""
     layers = np.array(sorted(row))
     return Line(name, layers, np.array([row[layer] for layer in layers]), colour, dash, markers=True)
 
 
-def _meaning(measure: str, group: str) -> str:
+def meaning_of(measure: str, group: str) -> str:
+    """A measure in words."""
     meanings = ACTIVATION_MEASURES if group == "vectors" else WEIGHT_MEASURES | PATH_MEASURES
     return f"{measure}: {meanings[measure]}" if measure in meanings else measure

@@ -44,6 +44,12 @@ def read_source(path: str | Path, measures: str | Path | None = None) -> Source:
     return found if measures is None else _measured(found, Path(measures))
 
 
+def labels_of(sources: Sequence[Source]) -> list[str]:
+    """The runs' names, numbered where some are equal."""
+    names = [source.record.name for source in sources]
+    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, start=1)]
+
+
 def _measured(source: Source, folder: Path) -> Source:
     file, laws = folder / "measures.jsonl", folder / "growth.json"
     with sensible(file):

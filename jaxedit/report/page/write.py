@@ -11,10 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from jaxedit.report.page.compared_figures import compared_figures
 from jaxedit.report.page.figure import POINTS, Figure
 from jaxedit.report.page.measure_figures import measure_figures
 from jaxedit.report.page.run_figures import run_figures
-from jaxedit.report.page.source import Source
+from jaxedit.report.page.source import Source, labels_of
 from jaxedit.report.page.tables import documents, tables
 
 PACKAGE = "jaxedit.report.page"
@@ -28,8 +29,12 @@ def write_page(sources: Sequence[Source], file: str | Path) -> Path:
     runs contain.
     """
     file = Path(file)
-    labels = distinct([source.record.name for source in sources])
-    figures = [*run_figures(sources, labels), *measure_figures(sources, labels)]
+    labels = labels_of(sources)
+    figures = [
+        *run_figures(sources, labels),
+        *compared_figures(sources, labels),
+        *measure_figures(sources, labels),
+    ]
     looks, script = (files(PACKAGE).joinpath(name).read_text() for name in ("page.css", "page.js"))
     scripts = [get_plotlyjs(), script]
     environment = Environment(
@@ -68,11 +73,6 @@ def payload(figure: Figure) -> Markup:
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Markup(text)
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """The names, numbered where some are equal."""
-    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, start=1)]
 
 
 def _digest(text: str) -> str:
