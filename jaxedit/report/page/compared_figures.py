@@ -53,7 +53,14 @@ def _views(
             ]
 
         title, note = measure.replace("_", " "), meaning_of(measure, group)
-        yield line_view((*key, "edits"), [("", lines(_over_edits))], "edits", title, note=note)
+        yield line_view(
+            (*key, "edits"),
+            [("", lines(_over_edits))],
+            "edits",
+            title,
+            x_axis={"rangemode": "tozero"},
+            note=note,
+        )
         by_layer = lines(_by_layer)
         axis = layer_axis(line.x for line in by_layer)
         yield line_view((*key, "layers"), [("", by_layer)], "layer", title, x_axis=axis, note=note)
