@@ -34,8 +34,12 @@ class Devices(Protocol):
     def parts(self) -> int:
         """Into how many equal parts facts are cut."""
 
+    @property
+    def pieces(self) -> int:
+        """Into how many equal pieces each part is cut, that are worked on one after the other to save memory."""
+
     def run(self, work: Work, shared: Any, facts: Any) -> Any:
-        """`work(shared, facts)`, each part of the facts by itself. Raises ConfigError for unequal parts."""
+        """`work(shared, facts)`, each piece of each part by itself. Raises ConfigError where they are not equal."""
 
     def gather(self, tree: T) -> T:
         """The same numbers, whole on every device."""
@@ -45,14 +49,16 @@ class Devices(Protocol):
 class OneDevice:
     """All facts together."""
 
+    pieces: int = 1
+
     @property
     def parts(self) -> int:
         """One."""
         return 1
 
     def run(self, work: Work, shared: Any, facts: Any) -> Any:
-        """`work(shared, facts)`."""
-        return work(shared, facts)
+        """`work(shared, facts)`, piece by piece."""
+        return in_pieces(work, self.pieces)(shared, facts)
 
     def gather(self, tree: T) -> T:
         """As it is."""
@@ -64,6 +70,7 @@ class LocalDevices:
     """`jax.pmap` over devices of this process; what is not work on facts runs on the first."""
 
     devices: tuple[jax.Device, ...]
+    pieces: int = 1
 
     @property
     def parts(self) -> int:
@@ -72,10 +79,8 @@ class LocalDevices:
 
     def run(self, work: Work, shared: Any, facts: Any) -> Any:
         """A part of the facts on every device; each is sent what is shared."""
-        require_equal_parts(facts, self.parts)
-        cut = jax.tree.map(lambda x: x.reshape(self.parts, -1, *x.shape[1:]), facts)
-        done = jax.pmap(work, in_axes=(None, 0), devices=self.devices)(shared, cut)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), done)
+        work = jax.pmap(in_pieces(work, self.pieces), in_axes=(None, 0), devices=self.devices)
+        return joined(work(shared, cut(facts, self.parts)))
 
     def gather(self, tree: T) -> T:
         """As it is: one program sees all parts."""
@@ -87,6 +92,7 @@ class OnMesh:
     """`jax.shard_map` over the data axis of a mesh; XLA splits the matrices along its tensor axis."""
 
     mesh: Mesh
+    pieces: int = 1
 
     @property
     def parts(self) -> int:
@@ -96,9 +102,14 @@ class OnMesh:
     def run(self, work: Work, shared: Any, facts: Any) -> Any:
         """A part of the facts on every row of the mesh."""
         require_equal_parts(facts, self.parts)
-        one, cut = PartitionSpec(), PartitionSpec(DATA)
+        one, divided = PartitionSpec(), PartitionSpec(DATA)
         spread = jax.shard_map(
-            work, mesh=self.mesh, in_specs=(one, cut), out_specs=cut, axis_names={DATA}, check_vma=False
+            in_pieces(work, self.pieces),
+            mesh=self.mesh,
+            in_specs=(one, divided),
+            out_specs=divided,
+            axis_names={DATA},
+            check_vma=False,
         )
         return spread(shared, facts)
 
@@ -134,6 +145,28 @@ def check_way(way: Way, tensor: int) -> None:
         raise ConfigError(f"tensor is {tensor}; it must be at least 1")
     if way != "mesh" and tensor != 1:
         raise ConfigError(f"tensor is {tensor}, but only way 'mesh' splits matrices, not {way!r}")
+
+
+def in_pieces(work: Work, pieces: int) -> Work:
+    """`work` on one piece of the facts after the other, in one compiled loop: memory for one piece."""
+    if pieces == 1:
+        return work
+
+    def each(shared: Any, facts: Any) -> Any:
+        return joined(jax.lax.map(lambda piece: work(shared, piece), cut(facts, pieces)))
+
+    return each
+
+
+def cut(facts: T, parts: int) -> T:
+    """Equal parts along a new leading axis. Raises ConfigError where they are not equal."""
+    require_equal_parts(facts, parts)
+    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), facts)
+
+
+def joined(parts: T) -> T:
+    """The inverse of `cut`."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
 
 
 def require_equal_parts(facts: Any, parts: int) -> None:

@@ -48,7 +48,7 @@ def fine_tune(model: Model, config: FineTuneConfig) -> Editor:
                 return weights
             return jax.tree.map(lambda w, c: c + jnp.clip(w - c, -bound, bound), weights, centre)
 
-        objective = target_nll(bind, start, requests, first, config.objective)
+        objective = target_nll(bind, start, requests, first, config.objective, model.placement.pieces)
         end = descend(objective, start, transform.init(start), transform, config, bounded)
         deltas = jax.tree.map(jnp.subtract, end.weights, start)
         info = EditInfo(deltas, end.metrics, all_finite(end.weights))

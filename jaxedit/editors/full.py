@@ -48,7 +48,7 @@ def full_fine_tune(model: Model, config: FullConfig) -> Editor:
     first = 0 if config.layers is None else min(config.layers)
 
     def ask(bind: Bind, start: dict[str, Array], requests: Requests) -> Objective:
-        return target_nll(bind, start, requests, first, config.objective)
+        return target_nll(bind, start, requests, first, config.objective, model.placement.pieces)
 
     return _editor(model, config, ask)
 
@@ -60,7 +60,7 @@ def continue_pretraining(model: Model, config: PretrainConfig) -> Editor:
     """
 
     def ask(bind: Bind, _: dict[str, Array], batch: TextBatch) -> Objective:
-        return text_nll(bind, batch)
+        return text_nll(bind, batch, model.placement.pieces)
 
     return _editor(model, config, ask)
 

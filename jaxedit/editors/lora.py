@@ -78,7 +78,7 @@ def lora(model: Model, config: LoRAConfig) -> Editor:
         def bind(adapters: Adapters) -> Decoder:
             return model.bind(params, scaled(adapters, scale))
 
-        objective = target_nll(bind, start, requests, first, config.objective)
+        objective = target_nll(bind, start, requests, first, config.objective, model.placement.pieces)
         end = descend(objective, start, transform.init(start), transform, config)
         deltas = scaled(end.weights, scale)
         merged = merge(params, deltas)
@@ -108,7 +108,9 @@ def lora_sequence(model: Model, config: LoRASequenceConfig) -> Editor:
         def bind(adapters: Adapters) -> Decoder:
             return model.bind(params, changes(state.adapters, adapters, scale))
 
-        objective = target_nll(bind, state.adapters, requests, first, config.objective)
+        objective = target_nll(
+            bind, state.adapters, requests, first, config.objective, model.placement.pieces
+        )
         end = descend(objective, state.adapters, state.optimiser, transform, config)
         deltas = changes(state.adapters, end.weights, scale)
         merged = merge(params, deltas)

@@ -4,6 +4,7 @@ Parameters live in a flat dict (see `jaxedit.types.Params`); `Model.bind` joins 
 inside a traced function. Hidden states are `[N, T, d_model]`: N independent rows of T tokens.
 """
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
@@ -206,6 +207,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = config
+        self.remat = False  # see `Model.remat`
         table = 0.02 * jax.random.normal(rngs.params(), (config.vocab_size, config.d_model))
         self.embedding = nnx.Param(table)
         if config.position == "learned":
@@ -261,7 +263,8 @@ class Decoder(nnx.Module):
         }
         kept, traced = {}, Trace({}, {}, {}, {})
         taps = [tap] if isinstance(tap, Tap) else list(tap or ())
-        for index in layers:
+
+        def layer(index: int, h: Array) -> tuple[Array, Memory, dict[str, Array]]:
             block = self.layers[index]
             earlier = None if memory is None else memory[index]
             read = normalised(h, block.attention_norm)
@@ -273,11 +276,15 @@ class Decoder(nnx.Module):
             output = patched(tapped(block.mlp.down(key), taps, index, "mlp"), patch, index, "mlp")
             h = after + block.mlp_added(output)
             h = patched(tapped(h, taps, index, "block"), patch, index, "residual")
+            return h, seen, {"key": key, "mlp": output, "residual": h, "attention": attended}
+
+        for index in layers:
+            step = functools.partial(layer, index)
+            h, seen, vectors = (jax.checkpoint(step) if self.remat else step)(h)
             if keep_memory:
                 kept[index] = seen
-            for name, vectors in (("key", key), ("mlp", output), ("residual", h), ("attention", attended)):
-                if name in trace:
-                    getattr(traced, name)[index] = pick(vectors, trace_at)
+            for name in set(trace) & vectors.keys():
+                getattr(traced, name)[index] = pick(vectors[name], trace_at)
         return h, traced, kept
 
     def logits(self, h: Float[Array, "*N d_model"]) -> Float[Array, "*N vocab"]:

@@ -24,7 +24,9 @@ class Model:
 
     config: DecoderConfig
     placement: Devices = ONE_DEVICE
-    """Over which devices editors spread their work on facts."""
+    """Over which devices editors spread their work on facts, and in how many pieces."""
+    remat: bool = False
+    """Whether gradients compute the inside of each layer again instead of keeping it: less memory, more work."""
 
     @cached_property
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
@@ -46,6 +48,7 @@ class Model:
         flat = params.frozen | params.edited if isinstance(params, Params) else params
         nested = unflatten_dict({tuple(_keys(path)): leaf for path, leaf in flat.items()})
         decoder = nnx.merge(self._abstract[0], nested)
+        decoder.remat = self.remat
         for path, adapter in (adapters or {}).items():
             linear = reduce(_child, _keys(path)[:-1], decoder)
             linear.adapter = nnx.data(adapter)

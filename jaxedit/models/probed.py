@@ -30,6 +30,7 @@ def insert_probes(decoder: Decoder, shifts: dict[str, Float[Array, "N T d_out"]]
 
     The decoder must have been bound in the function that is differentiated, and be run once.
     """
+    decoder.remat = False  # what a probe has seen could not leave the layer
     placed = {}
     for path, shift in shifts.items():
         *parents, name, _ = path.split(".")

@@ -48,6 +48,10 @@ class DeviceConfig:
     distributed: bool = False
     """With "mesh": this is one of several processes. JAX finds the others on Slurm, Open MPI, GKE and TPU pods; else
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them. All see one disk."""
+    micro_batch: int | None = None
+    """Facts of a batch, or rows of text, that a device works on at once; by default as many as its memory holds."""
+    remat: bool | None = None
+    """Compute the inside of layers again for gradients; by default where memory does not hold one fact without."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ def check(config: RunConfig) -> None:
 def check_devices(devices: DeviceConfig) -> None:
     """Raises ConfigError for what cannot work on any devices."""
     check_way(devices.way, devices.tensor)
+    if devices.micro_batch is not None:
+        require_at_least(devices, micro_batch=1)
     if devices.distributed and devices.way != "mesh":
         raise ConfigError(f"only way 'mesh' spreads work over processes, not {devices.way!r}")
 

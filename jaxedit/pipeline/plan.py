@@ -62,7 +62,9 @@ class FactPlan:
         size = config.batch_size or len(prepared.facts)
         self.batches = [prepared.facts[i : i + size] for i in range(0, len(prepared.facts), size)]
         self._first_case = np.cumsum([0, *map(len, self.batches)])
-        self._size = equal_parts(min(size, len(prepared.facts)), prepared.devices.parts)
+        self._size = equal_parts(
+            min(size, len(prepared.facts)), prepared.devices.parts, prepared.devices.pieces
+        )
         self.length = min(config.chunk, len(self.batches))
         self._needed = [self._shape(batch) for batch in self.batches]
         self._small, self._large = two_shapes(
@@ -149,14 +151,14 @@ class TextPlan:
         return Planned(first, [[]] * count, shape, Chunk(stack([*rows, *padding]), None, active))
 
 
-def equal_parts(size: int, parts: int) -> int:
-    """The batch padded to equal parts. Raises ConfigError where some would be nothing but padding."""
+def equal_parts(size: int, parts: int, pieces: int = 1) -> int:
+    """The batch padded to equal pieces of equal parts. Raises ConfigError where parts would be all padding."""
     if size < parts:
         raise ConfigError(
             f"{size} facts an update cannot be divided among {parts} devices: raise batch_size, or let more "
             f"devices share one copy of the model with devices.tensor"
         )
-    return -(-size // parts) * parts
+    return -(-size // (parts * pieces)) * parts * pieces
 
 
 def two_shapes(needed: Sequence[RequestShape]) -> tuple[RequestShape, RequestShape]:

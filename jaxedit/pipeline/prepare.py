@@ -24,10 +24,12 @@ from jaxedit.editors.transforms import build_transforms, chain, read_transform
 from jaxedit.errors import ConfigError, FactError
 from jaxedit.evaluation.edits import probe_scores
 from jaxedit.evaluation.generation import sample
+from jaxedit.memory import Cut
 from jaxedit.models.sources import Checkpoint, load
 from jaxedit.moments import load_moments
 from jaxedit.parallel import Devices, devices_for, placed_parameters, replicated
 from jaxedit.pipeline.config import RunConfig
+from jaxedit.pipeline.fit import cut_of
 from jaxedit.processes import to_host
 from jaxedit.training.files import learned_ids, load_net
 from jaxedit.types import Editor, Params
@@ -51,6 +53,7 @@ class Prepared(NamedTuple):
     settings: Any  # of the editor, resolved
     params: Params
     devices: Devices
+    cut: Cut
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -149,11 +152,13 @@ def prepare(
     contexts: tuple[str, ...],
     report: Report,
     origin: Mapping[str, Array] = MappingProxyType({}),
+    cut: Cut | None = None,
 ) -> Prepared:
     """The editor with its second moments, and the parameters split for it.
 
     `checkpoint` are the base weights as `load_model` gives them, `origin` matrices that differ from them before the
-    first update. The moments are those of the base weights all the same.
+    first update. The moments are those of the base weights all the same. `cut` is how the run's batches were cut
+    before; by default as `cut_of` says.
     """
     chosen = method(config.editor)
     resolved = chosen.configure(checkpoint.model.config, config.settings)
@@ -166,7 +171,10 @@ def prepare(
         moments = load_moments(
             config.moments, checkpoint, resolved.layers, generate, run_key(config, "corpus"), report
         )
-    model, devices = checkpoint.model, checkpoint.model.placement
+    cut = cut or cut_of(config, checkpoint, facts, contexts, resolved)
+    devices = dataclasses.replace(checkpoint.model.placement, pieces=cut.pieces)  # type: ignore[type-var]
+    model = dataclasses.replace(checkpoint.model, placement=devices, remat=cut.remat)
+    checkpoint = dataclasses.replace(checkpoint, model=model)
     moments, network = replicated((moments, network), devices)
     editor = chosen.build(model, moments if network is None else network, resolved)
     if config.transforms:
@@ -174,7 +182,7 @@ def prepare(
     checkpoint = with_matrices(checkpoint, origin)
     split = checkpoint.model.split(checkpoint.params, chosen.paths(checkpoint.model, resolved))
     params = Params(*(placed_parameters(part, devices) for part in split))
-    return Prepared(checkpoint, facts, contexts, moments, editor, resolved, params, devices)
+    return Prepared(checkpoint, facts, contexts, moments, editor, resolved, params, devices, cut)
 
 
 def trained_network(config: RunConfig, checkpoint: Checkpoint) -> tuple[Hypernet, HyperConfig]:
@@ -200,5 +208,6 @@ def environment(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": [str(device) for device in jax.devices()],
+        "cut": prepared.cut._asdict(),
         "versions": {name: metadata.version(name) for name in packages},
     }

@@ -16,6 +16,7 @@ from jaxedit.data.sources import load_facts
 from jaxedit.errors import RunError
 from jaxedit.evaluation.edits import probe_scores
 from jaxedit.linalg import frobenius
+from jaxedit.memory import Cut
 from jaxedit.parallel import Devices, placed_facts, placed_parameters, replicated
 from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, check_devices, config_from
 from jaxedit.pipeline.follow import Follower, writer_of
@@ -109,10 +110,11 @@ def resume(
     folder = RunFolder.open(path)
     if folder.finished:
         return folder
-    devices = devices or devices_of(folder)
+    had = devices_of(folder)
+    devices = devices or had
     check_devices(devices)
     join(devices)
-    config, prepared = reopen(folder, report, devices)
+    config, prepared = reopen(folder, report, None if devices == had else devices)
     return finish(config, folder, prepared, report, stop, policy)
 
 
@@ -129,8 +131,10 @@ def reopen(
     folder.require_base(config.model, checkpoint.fingerprint)
     origin = folder.origin(checkpoint.params)
     facts = load_facts(str(folder.facts_file()))
-    contexts = tuple(folder.read("environment")["contexts"])
-    return config, prepare(config, checkpoint, facts, contexts, report, origin)
+    known = folder.read("environment")
+    cut = Cut(**known["cut"]) if devices is None and "cut" in known else None
+    contexts = tuple(known["contexts"])
+    return config, prepare(config, checkpoint, facts, contexts, report, origin, cut)
 
 
 def finish(

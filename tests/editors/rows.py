@@ -69,7 +69,7 @@ class Row:
         return self.update(self.params, self.state, self.batches[0])
 
 
-def make_row(name: str, gpt2: Case, devices: Devices = ONE_DEVICE) -> Row:
+def make_row(name: str, gpt2: Case, devices: Devices = ONE_DEVICE, remat: bool = False) -> Row:
     """The editor of that name, its work on facts spread over these devices."""
     method = METHODS[name]
     settings = SETTINGS.get(method.name) or BY_KIND[method.kind]
@@ -80,7 +80,7 @@ def make_row(name: str, gpt2: Case, devices: Devices = ONE_DEVICE) -> Row:
         config = replace(config, values=replace(config.values, shares=(), share_prefixes=False))
     given = gpt2.moments if method.fresh is None else method.fresh(gpt2.model, config, jax.random.key(0))
     given = replicated(given, devices)
-    editor = method.build(replace(gpt2.model, placement=devices), given, config)
+    editor = method.build(replace(gpt2.model, placement=devices, remat=remat), given, config)
     paths = {*method.paths(gpt2.model, config), gpt2.model.config.edited_path(SPARE)}
     split, traces = gpt2.model.split(gpt2.checkpoint.params, paths), []
     params = Params(*(placed_parameters(part, devices) for part in split))

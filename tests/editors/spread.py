@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ WAYS: dict[str, Devices] = {
     "pmap": devices_for("pmap"),
     "mesh-data": devices_for("mesh"),
     "mesh-tensor": devices_for("mesh", tensor=2),
+    "mesh-pieces": replace(devices_for("mesh", tensor=4), pieces=2),
 }
 
 

@@ -12,7 +12,10 @@ import pytest
 
 from jaxedit.editors import METHODS
 from jaxedit.errors import ConfigError
-from jaxedit.parallel import LocalDevices, devices_for, partition, require_equal_parts
+from jaxedit.parallel import LocalDevices, OneDevice, devices_for, partition, require_equal_parts
+from tests.cases import Case, relative
+
+from .rows import make_row
 
 
 def spread(*names: str) -> dict[str, Any]:
@@ -27,7 +30,7 @@ def spread(*names: str) -> dict[str, Any]:
 def require_agreement(report: dict[str, Any], names: list[str]) -> None:
     assert report["devices"] == 8
     found = {(name, way): value for name in names for way, value in report[name].items()}
-    assert len(found) == 3 * len(names)
+    assert len(found) == 4 * len(names)
     assert {key: value for key, value in found.items() if not value <= 1e-5} == {}
 
 
@@ -48,6 +51,16 @@ def test_sequences_spread_over_eight_devices_are_those_of_one() -> None:
 @pytest.mark.slow
 def test_every_editor_gives_the_update_of_one_device_on_eight() -> None:
     require_agreement(spread(*METHODS), list(METHODS))
+
+
+@pytest.mark.parametrize("name", ["memit", "lora", "pretrain"])
+def test_pieces_and_layers_computed_again_give_the_same_update(name: str, gpt2: Case) -> None:
+    rows = [make_row(name, gpt2), make_row(name, gpt2, OneDevice(pieces=2), remat=True)]
+    batch = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *rows[0].batches[:2])
+    whole, cut = (jax.jit(row.editor.update)(row.params, row.state, batch) for row in rows)
+    for path in rows[0].paths:
+        before = rows[0].params.edited[path]
+        assert relative(cut[0].edited[path] - before, whole[0].edited[path] - before) <= 1e-5
 
 
 def test_unequal_parts_are_refused() -> None:

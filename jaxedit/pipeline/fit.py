@@ -1,0 +1,82 @@
+"""Into how many pieces a run's batches are cut so that they fit the memory of a device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxedit.data.encode import request_shape
+from jaxedit.data.facts import Fact
+from jaxedit.editors import method
+from jaxedit.editors.locate import LocateConfig
+from jaxedit.editors.objective import FactConfig
+from jaxedit.errors import ConfigError
+from jaxedit.memory import KEPT, Cut, Work, activation_bytes, cut_for, device_memory
+from jaxedit.models.sources import Checkpoint
+from jaxedit.pipeline.config import RunConfig
+
+TRAINED = 4  # times the edited matrices while they are trained: two moments, the gradient, the result
+INVERSES = 5  # times the second moments while they are factorised: one in float32, two in float64
+WHOLE = Cut(1, False, 0)
+
+
+def cut_of(
+    config: RunConfig, checkpoint: Checkpoint, facts: Sequence[Fact], contexts: Sequence[str], settings: Any
+) -> Cut:
+    """As the configuration asks, else as memory allows: with pieces as few as possible, remat only where it must.
+
+    Hypernetworks and editors that take one gradient are not cut. Raises ConfigError where rows of text cannot be
+    cut into equal pieces of `micro_batch`.
+    """
+    work, devices = work_of(config, checkpoint, facts, contexts, settings), config.devices
+    if work is None:
+        return WHOLE
+    text = method(config.editor).request == "text"
+    batch = (config.batch_size or 1) if text else min(config.batch_size or len(facts), len(facts))
+    each = -(-batch // checkpoint.model.placement.parts)
+    model, itemsize = checkpoint.model.config, jnp.dtype(config.dtype).itemsize
+    free = KEPT * device_memory() - resident_bytes(config, checkpoint, settings)
+    found = cut_for(each, model, work, itemsize, max(free, 1))
+    remat = found.remat if devices.remat is None else devices.remat
+    pieces = found.pieces if devices.micro_batch is None else -(-each // devices.micro_batch)
+    if text:  # rows are not padded
+        if devices.micro_batch is not None and each % pieces:
+            raise ConfigError(
+                f"{each} rows of text cannot be cut into {pieces} equal pieces: change micro_batch"
+            )
+        pieces = next(n for n in range(pieces, each + 1) if each % n == 0)
+    return Cut(pieces, remat, -(-each // pieces) * activation_bytes(model, work, itemsize, remat))
+
+
+def work_of(
+    config: RunConfig, checkpoint: Checkpoint, facts: Sequence[Fact], contexts: Sequence[str], settings: Any
+) -> Work | None:
+    """What a fact or a row asks of this run's gradients; None for an editor that is not cut."""
+    model = checkpoint.model.config
+    if method(config.editor).request == "text":
+        row = config.text.length
+        return Work(tokens=row, context=row, layers=model.n_layers, reads=row)
+    if not isinstance(settings, LocateConfig | FactConfig):
+        return None
+    shape = request_shape(facts, checkpoint.tokenizer, contexts, max_length=model.max_positions)
+    layers = getattr(settings, "layers", None) or (0,)
+    if isinstance(settings, LocateConfig):
+        rows = len(contexts) + 1
+        lowest = max(layers) if settings.values_at == "last" else min(layers)
+        above = model.n_layers - 1 - lowest
+        return Work(rows * shape.S, shape.P + shape.S, above, len(contexts) * shape.T + 1)
+    return Work(shape.P + shape.S, shape.P + shape.S, model.n_layers - min(layers), shape.T)
+
+
+def resident_bytes(config: RunConfig, checkpoint: Checkpoint, settings: Any) -> int:
+    """What lies on a device besides activations: parameters, float32 masters, moments."""
+    model, parts = checkpoint.model, method(config.editor)
+    sizes = {path: int(np.prod(shape)) for path, shape in model.shapes.items()}
+    edited = sum(sizes[path] for path in parts.paths(model, settings))
+    frozen = (sum(sizes.values()) - edited) * jnp.dtype(config.dtype).itemsize
+    split = config.devices.tensor
+    if parts.needs_moments:
+        moments = INVERSES * len(settings.layers) * model.config.d_ff**2 * 4
+        return (frozen + 4 * 2 * edited) // split + moments
+    return (frozen + 4 * (1 + TRAINED) * edited) // split
