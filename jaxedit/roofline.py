@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxedit.models.config import DecoderConfig
 
@@ -13,13 +14,13 @@ from jaxedit.models.config import DecoderConfig
 class Ceiling(NamedTuple):
     """Measured rates of the default device."""
 
-    matmul: float  # FLOP/s of a large float32 matrix product at highest precision
+    matmul: float  # FLOP/s of a large matrix product, in float32 at highest precision
     copy: float  # bytes/s read plus written
 
 
-def measure_ceiling(size: int = 2048, repeats: int = 5) -> Ceiling:
-    """Best of `repeats` of a square product of `size` and of a copy of 256 MB."""
-    square = jnp.ones((size, size), jnp.float32)
+def measure_ceiling(size: int = 2048, repeats: int = 5, dtype: DTypeLike = "float32") -> Ceiling:
+    """Best of `repeats` of a square product of `size` in `dtype` and of a copy of 256 MB."""
+    square = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
     long = jnp.ones((64 * 2**20,), jnp.float32)
     return Ceiling(
