@@ -8,7 +8,6 @@ learns from text reads the new facts as sentences, over and over.
 """
 
 import dataclasses
-import itertools
 import json
 import os
 import subprocess
@@ -116,7 +115,11 @@ def measured(record: RunRecord) -> list[str]:
 
 
 def timed(options: Comparison, name: str, size: int, text: Path, out: Path) -> float:
-    """Makes the run; processor seconds a fact, scoring included, of the median chunk but the first of a shape."""
+    """Makes the run, or finishes it; processor seconds a fact, scoring included, of the median chunk.
+
+    A process's first chunk compiles, and counts only where there is no other. Chunks are noted as they end, so that a
+    stopped run keeps its times.
+    """
     reads = METHODS[name].request == "text"
     config = RunConfig(
         out=str(out),
@@ -131,14 +134,25 @@ def timed(options: Comparison, name: str, size: int, text: Path, out: Path) -> f
         seed=options.seed,
     )
     marks: list[tuple[int, float]] = []
+    noted = out.with_name(f"{out.name}.chunks.jsonl")
 
     def report(stage: str, done: int, total: int) -> None:
-        if stage == "editing":
-            marks.append((done, time.process_time()))
+        if stage != "editing":
+            return
+        marks.append((done, time.process_time()))
+        if len(marks) > 1:
+            (before, start), (after, end) = marks[-2:]
+            chunk = {"first": len(marks) == 2, "seconds": (end - start) / (after - before)}
+            with noted.open("a") as file:
+                file.write(json.dumps(chunk) + "\n")
 
-    resume(out, report) if out.exists() else run(config, report)
-    spans = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(marks)]
-    return median(spans[1:] or spans) / size
+    if out.exists():
+        resume(out, report)
+    else:
+        noted.unlink(missing_ok=True)
+        run(config, report)
+    chunks = [json.loads(line) for line in noted.read_text().splitlines()]
+    return median([c["seconds"] for c in chunks if not c["first"]] or [c["seconds"] for c in chunks]) / size
 
 
 def new_text(options: Comparison) -> Path:
