@@ -76,9 +76,9 @@ def main(bench: Bench) -> None:
             files = [ROOT / "tests" / file for file in PARITY]
             code = python("-m", "pytest", "-q", "--rootdir", ROOT, *files)
         elif len(bench.parts) > 1:
-            options = [("--batch", bench.batch), ("--singles", bench.singles), ("--size", bench.size)]
-            options += [("--out", bench.out)] + ([("--layers", bench.layers)] if bench.layers else [])
-            code = python(__file__, "--parts", part, *(x for option in options for x in option))
+            layers = ("--layers", bench.layers) if bench.layers else ()
+            sizes = ("--batch", bench.batch, "--singles", bench.singles, "--size", bench.size)
+            code = python(__file__, "--parts", part, "--out", bench.out, *sizes, *layers)
         else:
             code = 0
             measure(bench, part)
@@ -123,12 +123,12 @@ def measure(bench: Bench, shape: str) -> None:
         model = Model(config, OneDevice(pieces), cut.remat and batch > 1)
         editor = method("memit").build(model, moments, settings)
         facts = [made_up(config, batch, pieces, np.random.default_rng(i)) for i in range(updates)]
-        found = time_edits(editor, params, facts)
+        found, losses = time_edits(editor, params, facts)
         activations = -(-batch // pieces) * activation_bytes(config, work, dtype.itemsize, model.remat)
         rows.append(
             {"batch": batch, "pieces": pieces, "remat": model.remat, "held": held, "activations": activations}
             | found
-            | {"floor": floor(config, settings, facts, found.pop("losses"), ceiling, params, batch)}
+            | {"floor": floor(config, settings, facts, losses, ceiling, params, batch)}
         )
     report = {"shape": shape, "dtype": dtype.name, "device": jax.devices()[0].device_kind, "rows": rows}
     report["ceiling"] = ceiling._asdict()
@@ -186,31 +186,33 @@ def made_up(config: DecoderConfig, facts: int, pieces: int, rng: np.random.Gener
                 prefix[i, row, -len(before) :], prefix_mask[i, row, -len(before) :] = before, True
             tail[i, row, : len(after)], tail_mask[i, row, : len(after)] = after, True
         predict_at[i] = np.minimum(ends - 1 + np.arange(TARGET), TAIL - 1)
-    arrays = (prefix, prefix_mask, tail, tail_mask, target, target_mask, predict_at)
-    return Requests(*map(jnp.asarray, arrays), jnp.ones(facts), jnp.arange(facts))
+    weight, case = np.ones(facts, np.float32), np.arange(facts)
+    found = Requests(prefix, prefix_mask, tail, tail_mask, target, target_mask, predict_at, weight, case)  # type: ignore[arg-type]
+    return jax.tree.map(jnp.asarray, found)
 
 
-def time_edits(editor: Any, params: Params, facts: list[Requests]) -> dict[str, Any]:
-    """Seconds an edit of the second of two runs of one compiled chunk; what it holds."""
+def time_edits(editor: Any, params: Params, facts: list[Requests]) -> tuple[dict[str, Any], np.ndarray]:
+    """Seconds an edit of the second of two runs of one compiled chunk and what it holds; losses [E, steps, B]."""
     chunk = jax.device_put(Chunk(stack(facts), None))
     state = jax.block_until_ready(editor.init(params))
     start = time.perf_counter()
     apply: Any = chunk_function(editor)
     compiled = apply.lower(params.edited, params.frozen, state, chunk).compile()
     memory, compile_seconds = compiled.memory_analysis(), time.perf_counter() - start
-    count, seconds, steps = sum(len(one.weight) for one in facts), 0.0, None
+    count, seconds, losses = sum(len(one.weight) for one in facts), 0.0, np.zeros(0)
     for _ in range(2):
         edited, copied = jax.block_until_ready(jax.tree.map(jnp.copy, (params.edited, state)))
         start = time.perf_counter()
         *_, steps = jax.block_until_ready(compiled(edited, params.frozen, copied, chunk))
         seconds = (time.perf_counter() - start) / count
-    return {
+        losses = np.asarray(steps.metrics["value_loss"])
+    found = {
         "seconds": seconds,
         "compile": compile_seconds,
         "set_aside": memory.temp_size_in_bytes,
         "arguments": memory.argument_size_in_bytes,
-        "losses": np.asarray(steps.metrics["value_loss"]),
     }
+    return found, losses
 
 
 def floor(
