@@ -1,6 +1,7 @@
 """Uncentred second moments of MLP keys, C0 = E[k k^T], for any number of layers in one pass over a text."""
 
 import functools
+import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -13,9 +14,12 @@ from jaxedit.errors import StatisticsError
 from jaxedit.models.decoder import causal_mask, positions
 from jaxedit.models.model import Model
 
+# Of rows that a symmetric sum is made of, each up to its diagonal: 9/16 of the whole product's work.
+STRIPS = 8
+
 
 class Moments(NamedTuple):
-    """Running sums of k k^T by layer, and how many tokens are in them."""
+    """Running sums of k k^T by layer, right on and below the diagonal, and how many tokens are in them."""
 
     total: dict[int, Float[Array, "d_k d_k"]]
     tokens: Int[Array, ""]
@@ -43,15 +47,28 @@ def update(
     total = {}
     for layer, sums in moments.total.items():
         keys = jnp.where(valid[..., None], trace.key[layer], 0).astype(jnp.float32).reshape(-1, sums.shape[0])
-        total[layer] = sums + jnp.matmul(keys.T, keys, precision="highest")
+        total[layer] = _with_products(sums, keys)
     return Moments(total, moments.tokens + valid.sum())
+
+
+def _with_products(sums: Float[Array, "d d"], keys: Float[Array, "n d"]) -> Float[Array, "d d"]:
+    """Adds `keys^T keys` on and below the diagonal."""
+    width = len(sums)
+    edges = [width * strip // STRIPS for strip in range(STRIPS + 1)]
+    for start, stop in itertools.pairwise(edges):
+        strip = jnp.matmul(keys[:, start:stop].T, keys[:, :stop], precision="highest")
+        sums = sums.at[start:stop, :stop].add(strip)
+    return sums
 
 
 def finalize(moments: Moments) -> dict[int, Float[Array, "d_k d_k"]]:
     """C0 by layer. Raises StatisticsError without tokens, or where a moment is not finite."""
     if not moments.tokens:
         raise StatisticsError("no tokens were counted, so there is no second moment: give a longer text")
-    result = {layer: total / moments.tokens for layer, total in moments.total.items()}
+    result = {
+        layer: (jnp.tril(total) + jnp.tril(total, -1).T) / moments.tokens
+        for layer, total in moments.total.items()
+    }
     for layer, moment in result.items():
         if not bool(jnp.isfinite(moment).all()):
             raise StatisticsError(
