@@ -37,8 +37,8 @@ class ValueConfig:
     clamp: float = 0.75  # bound on ||delta|| / ||h0||
     kl: float = 0.0625
     stop_loss: float = 0.05
-    shares: tuple[float, ...] = (0.38, 0.55, 0.7)  # of a batch's room: sizes of the loop beside the whole
-    share_prefixes: bool = True  # run what rows begin with in common once: compiled for several sizes too
+    # Of a batch's room: sizes of the loop beside the whole. Without any, prefixes that rows share run for each too.
+    shares: tuple[float, ...] = (0.38, 0.55, 0.7)
     patience: int | None = (
         None  # MPES: stop once the target was most probable at this many steps; None: never
     )

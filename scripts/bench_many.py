@@ -47,7 +47,7 @@ def main(bench: Bench) -> None:
         case = make_case("gpt2", Path(folder))
     chosen = method(bench.editor)
     config = chosen.configure(case.model.config, Settings(layers=(0, 1)))
-    values = dataclasses.replace(config.values, shares=(), share_prefixes=False, stop_loss=0.0)
+    values = dataclasses.replace(config.values, shares=(), stop_loss=0.0)
     editor = chosen.build(case.model, case.moments, dataclasses.replace(config, values=values))
     params, rng = case.params((0, 1)), np.random.default_rng(0)
     requests = case.encode(FACTS)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from jaxtyping import Array
 from transformers import PreTrainedModel
 
 from jaxedit.data import Fact, encode_requests, pad_requests
+from jaxedit.editors.config import LocateConfig
 from jaxedit.models.model import Model
 from jaxedit.models.sources import Checkpoint, load
 from jaxedit.types import Params, Requests
 from tests.reference import facts as reference
 from tests.reference.families import RECIPES, tiny_family
 from tests.reference.tiny import TINY_CONTEXTS, TINY_FACTS, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tests.reference.values import Settings
 
 torch.set_num_threads(1)  # beside XLA's threads more of them only spin
 
@@ -78,6 +80,22 @@ class Case:
         """These of `FACTS` in the bare prompt alone, padded to `size` facts."""
         whole = encode_requests(FACTS, self.checkpoint.tokenizer, ("",), max_length=64)
         return pad_requests(type(whole)(*(x[list(chosen)] for x in whole)), size)
+
+
+def tuned(config: LocateConfig, settings: Settings) -> LocateConfig:
+    """The oracle's settings of the value optimisation; compiled for one size, which is faster than for four."""
+    values = replace(
+        config.values,
+        learning_rate=settings.lr,
+        steps=settings.steps,
+        weight_decay=settings.weight_decay,
+        clamp=settings.clamp,
+        kl=settings.kl,
+        stop_loss=settings.stop_loss,
+        patience=settings.patience,
+        shares=(),
+    )
+    return replace(config, values=values)
 
 
 def make_case(name: str, folder: Path) -> Case:

@@ -52,8 +52,7 @@ def ours(case: Case, config: ValueConfig, requests: Requests | None = None) -> V
     """Compiled once for each site, way to stop early and shape: the other settings are arguments."""
     numbers = vars(config).copy()
     fixed = tuple(
-        (name, numbers.pop(name))
-        for name in ("site", "steps", "patience", "reference_quirks", "shares", "share_prefixes")
+        (name, numbers.pop(name)) for name in ("site", "steps", "patience", "reference_quirks", "shares")
     )
     requests = case.encode(FACTS) if requests is None else requests
     return optimised(case.model, case.params([LAYER]), requests, fixed, numbers)

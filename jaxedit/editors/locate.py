@@ -128,7 +128,7 @@ def write_span(
 
     def find(source: Params, requests: Requests) -> Found:
         rows, decoder = rows_of(requests), model.bind(source)
-        shares = prefix_shares(requests) if config.values.share_prefixes else ()
+        shares = prefix_shares(requests) if config.values.shares else ()
         split = split_pass(decoder, rows, layers[0], layers[-1], shares)
         values = optimise(decoder, requests, rows, split, layers[-1], config.values)
         readings = {layer: first_reading(split.trace, requests, config, layers, layer) for layer in read_at}

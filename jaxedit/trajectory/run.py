@@ -80,7 +80,7 @@ def many_function(
 
     Seeds, orders, fact sets; frozen weights are read once for all. `devices` divide the sequences, whose number
     must be a multiple of `devices.parts`. A value loop runs at the size that the largest of M
-    batches needs, and prefixes at every size compiled: give it one (`ValueConfig.share_prefixes` false).
+    batches needs, and prefixes at every size compiled: give it one (`ValueConfig.shares` empty).
     """
     step, settle = _step(editor, observe, guard), jax.vmap(_settle(editor, guard))
 

@@ -77,7 +77,7 @@ def make_row(name: str, gpt2: Case, devices: Devices = ONE_DEVICE, remat: bool =
         settings = replace(settings, lam=None)  # of the method's own kind: nothing weighs but the null space
     config = method.configure(gpt2.model.config, settings)
     if isinstance(config, LocateConfig):  # one size of loop compiles faster than three
-        config = replace(config, values=replace(config.values, shares=(), share_prefixes=False))
+        config = replace(config, values=replace(config.values, shares=()))
     given = gpt2.moments if method.fresh is None else method.fresh(gpt2.model, config, jax.random.key(0))
     given = replicated(given, devices)
     editor = method.build(replace(gpt2.model, placement=devices, remat=remat), given, config)

@@ -17,9 +17,9 @@ from jaxedit.linalg import dense
 from jaxedit.lookup import bare_rows, rows_of, split_pass
 from jaxedit.trajectory.run import Chunk, chunk_function, stack
 from jaxedit.types import Requests
-from tests.cases import BUILDERS, FACTS, FAMILIES, LAYER, Case, oracle_facts, relative
+from tests.cases import BUILDERS, FACTS, FAMILIES, LAYER, Case, oracle_facts, relative, tuned
 from tests.editors.rows import make_row
-from tests.editors.test_parity import LAM, SETTINGS, tuned
+from tests.editors.test_parity import LAM, SETTINGS
 from tests.reference import editors as oracle
 from tests.reference import layout
 from tests.reference.tiny import TINY_CONTEXTS
@@ -40,7 +40,7 @@ def batch_of(case: Case, facts: Sequence[int], size: int) -> Requests:
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_r_rome_is_the_oracles(case_of: Callable[[str], Case], name: str) -> None:
     case = case_of(name)
-    editor = locate_and_edit(case.model, case.moments, tuned(r_rome_config(LAYER)))
+    editor = locate_and_edit(case.model, case.moments, tuned(r_rome_config(LAYER), SETTINGS))
     params, tokenizer = case.params([LAYER]), case.checkpoint.tokenizer
     path = case.model.config.edited_path(LAYER)
     _, _, info = jax.jit(editor.update)(params, editor.init(params), batch_of(case, [3], 1))
@@ -56,7 +56,9 @@ def test_r_rome_is_the_oracles(case_of: Callable[[str], Case], name: str) -> Non
 def test_memit_behind_a_norm_is_the_oracles(case_of: Callable[[str], Case], name: str) -> None:
     """Two layers, two batches, the keys of the first remembered."""
     case, layers, batches = case_of(name), (0, 1), ([0, 3], [1])
-    editor = locate_and_edit(case.model, case.moments, tuned(memit_config(layers, LAM, memory=True)))
+    editor = locate_and_edit(
+        case.model, case.moments, tuned(memit_config(layers, LAM, memory=True), SETTINGS)
+    )
     params, update = case.params(layers), jax.jit(editor.update)
     state, memory = editor.init(params), {}
     with layout.restored(case.oracle, layers):
@@ -81,7 +83,7 @@ def test_memit_behind_a_norm_is_the_oracles(case_of: Callable[[str], Case], name
 def test_what_is_asked_of_the_matrix_is_what_it_then_gives(case_of: Callable[[str], Case], name: str) -> None:
     """ROME's constraint is exact: at the bare prompt's key the matrix gives the value, before any norm."""
     case, requests = case_of(name), batch_of(case_of(name), [3], 1)
-    editor = locate_and_edit(case.model, case.moments, tuned(rome_config(LAYER)))
+    editor = locate_and_edit(case.model, case.moments, tuned(rome_config(LAYER), SETTINGS))
 
     @jax.jit
     def asked_and_given(params):

@@ -25,9 +25,7 @@ LAYERS = (0, 1)
 
 
 def quick(config: LocateConfig, steps: int = 4) -> LocateConfig:
-    values = replace(
-        config.values, learning_rate=0.1, steps=steps, weight_decay=0.01, shares=(), share_prefixes=False
-    )
+    values = replace(config.values, learning_rate=0.1, steps=steps, weight_decay=0.01, shares=())
     return replace(config, values=values)
 
 

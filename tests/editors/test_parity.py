@@ -14,7 +14,7 @@ from jaxedit.editors.memit import emmet_config, memit_config
 from jaxedit.editors.rome import r_rome_config, rome_config
 from jaxedit.linalg import dense
 from jaxedit.types import Editor
-from tests.cases import FACTS, LAYER, Case, oracle_facts, relative
+from tests.cases import FACTS, LAYER, Case, oracle_facts, relative, tuned
 from tests.reference import editors as oracle
 from tests.reference import layout
 from tests.reference.tiny import TINY_CONTEXTS
@@ -25,27 +25,11 @@ TOLERANCE = 1e-4
 LAM = 0.5
 
 
-def tuned(config: LocateConfig) -> LocateConfig:
-    """The oracle's settings of the value optimisation."""
-    values = replace(
-        config.values,
-        learning_rate=SETTINGS.lr,
-        steps=SETTINGS.steps,
-        weight_decay=SETTINGS.weight_decay,
-        clamp=SETTINGS.clamp,
-        kl=SETTINGS.kl,
-        stop_loss=SETTINGS.stop_loss,
-        shares=(),
-        share_prefixes=False,
-    )
-    return replace(config, values=values)
-
-
 def ours(
     case: Case, config: LocateConfig, batches: Sequence[Sequence[int]], size: int
 ) -> list[dict[int, np.ndarray]]:
     """Delta [in, out] by layer of every batch of facts, one after the other; batches padded to one size."""
-    editor: Editor = locate_and_edit(case.model, case.moments, tuned(config))
+    editor: Editor = locate_and_edit(case.model, case.moments, tuned(config, SETTINGS))
     params = case.params(config.layers)
     state, update, result = editor.init(params), jax.jit(editor.update), []
     whole = case.encode(FACTS)

@@ -25,7 +25,7 @@ from jaxedit.editors.solver import Solver
 from jaxedit.linalg import dense
 from jaxedit.types import Requests
 from jaxedit.values import Optimise, Values, optimise_values
-from tests.cases import FACTS, Case, oracle_facts, relative
+from tests.cases import FACTS, Case, oracle_facts, relative, tuned
 from tests.reference import closed_forms, layout
 from tests.reference import sequences as oracle
 from tests.reference.values import Settings
@@ -162,20 +162,7 @@ def ours(
     case: Case, method: Method, settings: Settings, compiled: Callable[[Any], Any], optimise: Optimise
 ) -> list[dict[int, np.ndarray]]:
     """Delta [in, out] by layer, of both batches padded to one size."""
-    config = method.config(case.span)
-    values = replace(
-        config.values,
-        learning_rate=settings.lr,
-        steps=settings.steps,
-        weight_decay=settings.weight_decay,
-        clamp=settings.clamp,
-        kl=settings.kl,
-        stop_loss=settings.stop_loss,
-        patience=settings.patience,
-        shares=(),
-        share_prefixes=False,
-    )
-    config = replace(config, values=values)
+    config = tuned(method.config(case.span), settings)
     solver = None if method.solver is None else method.solver(config)
     editor = locate_and_edit(case.model, case.moments, config, solver, optimise)
     params = case.params(config.layers)

@@ -28,9 +28,7 @@ class Driver:
 
     def __init__(self, case: Case) -> None:
         config = memit_config(LAYERS, 0.5, memory=True)
-        values = replace(
-            config.values, learning_rate=0.1, steps=4, weight_decay=0.01, shares=(), share_prefixes=False
-        )
+        values = replace(config.values, learning_rate=0.1, steps=4, weight_decay=0.01, shares=())
         self.case = case
         self.editor: Editor = locate_and_edit(case.model, case.moments, replace(config, values=values))
         self.params = case.params(LAYERS)

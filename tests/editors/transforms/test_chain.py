@@ -1,7 +1,6 @@
 """Whole editors on the tiny models, their updates transformed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import torch
 
 from jaxedit.data import pad_requests
 from jaxedit.editors.finetune import FineTuneConfig, fine_tune
-from jaxedit.editors.locate import LocateConfig, locate_and_edit
+from jaxedit.editors.locate import locate_and_edit
 from jaxedit.editors.memit import memit_config
 from jaxedit.editors.rome import r_rome_config
 from jaxedit.editors.transforms import (
@@ -29,7 +28,7 @@ from jaxedit.errors import ConfigError
 from jaxedit.linalg import dense
 from jaxedit.trajectory.run import Chunk, chunk_function, stack
 from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests
-from tests.cases import FACTS, LAYER, Case, oracle_facts, relative, same_bits
+from tests.cases import FACTS, LAYER, Case, oracle_facts, relative, same_bits, tuned
 from tests.reference import layout
 from tests.reference import transforms as oracle
 from tests.reference.tiny import TINY_CONTEXTS
@@ -42,29 +41,13 @@ BATCHES = ([0, 1, 2], [3, 4])
 CONTEXTS = ("", "Because of it")
 
 
-def tuned(config: LocateConfig) -> LocateConfig:
-    """The oracle's settings of the value optimisation."""
-    values = replace(
-        config.values,
-        learning_rate=SETTINGS.lr,
-        steps=SETTINGS.steps,
-        weight_decay=SETTINGS.weight_decay,
-        clamp=SETTINGS.clamp,
-        kl=SETTINGS.kl,
-        stop_loss=SETTINGS.stop_loss,
-        shares=(),
-        share_prefixes=False,
-    )
-    return replace(config, values=values)
-
-
 def editor_of(case: Case, name: str) -> tuple[Editor, tuple[int, ...]]:
     """The editor and its layers."""
     if name == "ft":
         config = FineTuneConfig((LAYER,), learning_rate=1e-3, steps=3, stop_loss=0.0)
         return fine_tune(case.model, config), (LAYER,)
     located = memit_config(SPAN, LAM, memory=True) if name == "memit" else r_rome_config(LAYER)
-    return locate_and_edit(case.model, case.moments, tuned(located)), located.layers
+    return locate_and_edit(case.model, case.moments, tuned(located, SETTINGS)), located.layers
 
 
 def batch(case: Case, facts: Sequence[int], size: int = 3, contexts: Sequence[str] = CONTEXTS) -> Requests:
@@ -139,7 +122,7 @@ POSTS: dict[str, tuple[Transform, Callable[[torch.Tensor, torch.Tensor], torch.T
 def test_memits_next_layer_is_solved_on_what_was_written(case: Case) -> None:
     """Parity over a span of layers with the oracle, which transforms each layer before it solves the next."""
     ours, theirs = POSTS[case.name]
-    config = tuned(memit_config(case.span, LAM))
+    config = tuned(memit_config(case.span, LAM), SETTINGS)
     editor = chain(locate_and_edit(case.model, case.moments, config), ours)
     params = case.params(case.span)
     _, _, info = once(editor, params, batch(case, BATCHES[0], contexts=TINY_CONTEXTS))
