@@ -269,6 +269,10 @@ def _edit(edit: Any, out: Console, err: Console) -> None:
         return
     seconds = time.monotonic() - start
     _report(Report(runs=(folder.path,)), out)
+    cut = folder.read("environment").get("cut", {})
+    if cut.get("pieces", 1) > 1 or cut.get("remat"):
+        again = ", layers computed again for gradients" if cut["remat"] else ""
+        say(out, f"Pieces of a batch on a device: {cut['pieces']}{again}.")
     say(out, f"The run is in {folder.path}; it took {seconds:.0f} s.")
 
 

@@ -53,13 +53,11 @@ def cut_for(facts: int, config: DecoderConfig, work: Work, itemsize: int, budget
 
     Where not even that fits, one fact at a time with remat.
     """
-    for remat in (False, True):
-        each = activation_bytes(config, work, itemsize, remat)
-        at_once = int(budget // each)
-        if at_once or remat:
-            pieces = -(-facts // max(min(at_once, facts), 1))
-            return Cut(pieces, remat, each * -(-facts // pieces))
-    raise AssertionError
+    whole, again = (activation_bytes(config, work, itemsize, remat) for remat in (False, True))
+    remat = budget < whole
+    each = again if remat else whole
+    pieces = -(-facts // min(max(int(budget // each), 1), facts))
+    return Cut(pieces, remat, each * -(-facts // pieces))
 
 
 def device_memory() -> int:

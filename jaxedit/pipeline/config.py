@@ -48,6 +48,8 @@ class DeviceConfig:
     distributed: bool = False
     """With "mesh": this is one of several processes. JAX finds the others on Slurm, Open MPI, GKE and TPU pods; else
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them. All see one disk."""
+    memory: float | None = None
+    """GiB of a device that a run may fill; by default nearly all."""
     micro_batch: int | None = None
     """Facts of a batch, or rows of text, that a device works on at once; by default as many as its memory holds."""
     remat: bool | None = None
@@ -124,6 +126,8 @@ def check(config: RunConfig) -> None:
 def check_devices(devices: DeviceConfig) -> None:
     """Raises ConfigError for what cannot work on any devices."""
     check_way(devices.way, devices.tensor)
+    if devices.memory is not None and not devices.memory > 0:
+        raise ConfigError(f"devices.memory is {devices.memory}; it must be above 0")
     if devices.micro_batch is not None:
         require_at_least(devices, micro_batch=1)
     if devices.distributed and devices.way != "mesh":

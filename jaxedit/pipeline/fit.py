@@ -18,6 +18,7 @@ from jaxedit.pipeline.config import RunConfig
 
 TRAINED = 4  # times the edited matrices while they are trained: two moments, the gradient, the result
 INVERSES = 5  # times the second moments while they are factorised: one in float32, two in float64
+LONGEST = 100  # facts whose tokens are counted
 WHOLE = Cut(1, False, 0)
 
 
@@ -34,18 +35,21 @@ def cut_of(
         return WHOLE
     text = method(config.editor).request == "text"
     batch = (config.batch_size or 1) if text else min(config.batch_size or len(facts), len(facts))
-    each = -(-batch // checkpoint.model.placement.parts)
+    # Over local devices only values are spread, not gradients.
+    spread = isinstance(settings, LocateConfig) or devices.way == "mesh"
+    each = -(-batch // checkpoint.model.placement.parts) if spread else batch
     model, itemsize = checkpoint.model.config, jnp.dtype(config.dtype).itemsize
-    free = KEPT * device_memory() - resident_bytes(config, checkpoint, settings)
+    memory = KEPT * device_memory() if devices.memory is None else devices.memory * 2**30
+    free = memory - resident_bytes(config, checkpoint, settings)
     found = cut_for(each, model, work, itemsize, max(free, 1))
     remat = found.remat if devices.remat is None else devices.remat
     pieces = found.pieces if devices.micro_batch is None else -(-each // devices.micro_batch)
     if text:  # rows are not padded
-        if devices.micro_batch is not None and each % pieces:
+        if devices.micro_batch is not None and batch % pieces:
             raise ConfigError(
-                f"{each} rows of text cannot be cut into {pieces} equal pieces: change micro_batch"
+                f"{batch} rows of text cannot be cut into {pieces} equal pieces: change micro_batch"
             )
-        pieces = next(n for n in range(pieces, each + 1) if each % n == 0)
+        pieces = next(n for n in range(pieces, batch + 1) if batch % n == 0)
     return Cut(pieces, remat, -(-each // pieces) * activation_bytes(model, work, itemsize, remat))
 
 
@@ -59,7 +63,8 @@ def work_of(
         return Work(tokens=row, context=row, layers=model.n_layers, reads=row)
     if not isinstance(settings, LocateConfig | FactConfig):
         return None
-    shape = request_shape(facts, checkpoint.tokenizer, contexts, max_length=model.max_positions)
+    longest = sorted(facts, key=lambda fact: len(fact.prompt) + len(fact.target_new))[-LONGEST:]
+    shape = request_shape(longest, checkpoint.tokenizer, contexts, max_length=model.max_positions)
     layers = getattr(settings, "layers", None) or (0,)
     if isinstance(settings, LocateConfig):
         rows = len(contexts) + 1

@@ -120,18 +120,23 @@ def stopped_run(home: Path, name: str) -> Path:
     return home / name
 
 
-def test_a_batch_in_pieces_is_the_same_run_to_rounding(home: Path) -> None:
-    found = {}
-    for name, options in {
-        "whole": [],
-        "pieces": ["--devices.micro-batch", "2", "--devices.remat", "True"],
-    }.items():
+def test_a_batch_in_pieces_is_the_same_run_to_rounding(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    norms = {}
+    for name, options, asked in (
+        ("whole", [], (1, False)),
+        ("micro", ["--devices.micro-batch", "2"], (2, False)),
+        ("memory", ["--devices.memory", "1e-6"], (3, True)),
+    ):
         main(["run", str(home / "run.toml"), "--out", str(home / name), "--batch-size", "3", *options])
         cut = json.loads((home / name / "environment.json").read_text())["cut"]
-        assert (cut["pieces"], cut["remat"]) == ((2, True) if options else (1, False))
+        assert (cut["pieces"], cut["remat"]) == asked
+        assert ("layers computed again" in capsys.readouterr().out) == cut["remat"]
         (line,) = (home / name / "metrics.jsonl").read_text().splitlines()
-        found[name] = json.loads(line)["delta_norm"]
-    assert found["pieces"] == pytest.approx(found["whole"], rel=1e-4)
+        norms[name] = json.loads(line)["delta_norm"]
+    for name in ("micro", "memory"):
+        assert norms[name] == pytest.approx(norms["whole"], rel=1e-4)
 
 
 def test_resuming_a_stopped_run_gives_the_same_bits(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
