@@ -2,14 +2,14 @@
 
     python experiments/editors.py [--count 100] [--editors memit ft ...] [--batches 1 10] [--jobs 1]
 
-Runs are kept in --out and gone on with after a stop. Writes `editors.json` and `editors.md` there. Hypernetworks
-need what `jaxedit train --editor NAME --out OUT/network-NAME` wrote, and are left out without it. The editor that
-learns from text reads the new facts as sentences, over and over.
+Runs are kept in --out and gone on with after a stop, their tables are written to `editors.md` there. The figures of a
+finished run are kept in --rows, a file each, and not made again. Hypernetworks need what
+`jaxedit train --editor NAME --out OUT/network-NAME` wrote, and are left out without it. The editor that learns from
+text reads the new facts as sentences, over and over.
 """
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
@@ -41,6 +41,7 @@ class Comparison:
     """What to compare."""
 
     out: Path = Path("runs/editors")
+    rows: Path = Path("experiments/results/editors")
     editors: tuple[str, ...] = tuple(METHODS)
     batches: tuple[int, ...] = (1, 10)
     """Facts written by one update."""
@@ -54,26 +55,33 @@ class Comparison:
 def main(options: Comparison) -> None:
     console = Console(stderr=True)
     keep_compiled()
-    text = new_text(options)
-    tasks = [(name, size) for size in options.batches for name in options.editors if ready(options, name)]
+    tasks = [
+        (name, size) for size in options.batches for name in options.editors if ready(options, name, size)
+    ]
     if options.jobs > 1:
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(lambda task: apart(options, *task), tasks))
     rows = []
     for name, size in tasks:
         console.print(f"{name}, {size} at a time", highlight=False)
-        rows.append(row_of(options, name, size, text))
-    content = {"options": {**dataclasses.asdict(options), "out": None}, "cores": os.cpu_count(), "rows": rows}
-    (options.out / "editors.json").write_text(json.dumps(content, indent=1) + "\n")
-    (options.out / "editors.md").write_text(
-        "\n\n".join(markdown(rows, size) for size in options.batches) + "\n"
-    )
+        rows.append(row_of(options, name, size))
+    tables = "\n\n".join(markdown(rows, size) for size in options.batches)
+    (options.out / "editors.md").write_text(tables + "\n")
     console.print(f"Written: {options.out / 'editors.md'}", highlight=False)
 
 
-def ready(options: Comparison, name: str) -> bool:
-    """Whether the editor has the network that it may need."""
-    return not METHODS[name].needs_net or network(options, name).exists()
+def ready(options: Comparison, name: str, size: int) -> bool:
+    """Whether the editor has run, or has the network that it may need."""
+    return (
+        kept_row(options, name, size).exists()
+        or not METHODS[name].needs_net
+        or network(options, name).exists()
+    )
+
+
+def kept_row(options: Comparison, name: str, size: int) -> Path:
+    """Where the figures of a finished run are."""
+    return options.rows / f"{name}-{size}.json"
 
 
 def network(options: Comparison, name: str) -> Path:
@@ -83,30 +91,42 @@ def network(options: Comparison, name: str) -> Path:
 
 def apart(options: Comparison, name: str, size: int) -> None:
     """The run in a process of its own."""
-    chosen = ["--editors", name, "--batches", str(size), "--out", str(options.out)]
-    chosen += ["--count", str(options.count), "--model", options.model, "--seed", str(options.seed)]
+    settings = {"editors": name, "batches": size} | {
+        field: getattr(options, field) for field in ("out", "rows", "count", "model", "seed")
+    }
+    chosen = [word for field, value in settings.items() for word in (f"--{field}", str(value))]
     subprocess.run([sys.executable, __file__, *chosen], check=True, stderr=subprocess.DEVNULL)
 
 
-def row_of(options: Comparison, name: str, size: int, text: Path) -> Row:
-    """The editor's figures, from its run, which is made or finished if it has to be."""
-    out, times = options.out / f"{name}-{size}", options.out / f"{name}-{size}.seconds.json"
-    if not (times.exists() and RunFolder.open(out).finished):
-        seconds = timed(options, name, size, text, out)
-        times.write_text(json.dumps(seconds))
+def row_of(options: Comparison, name: str, size: int) -> Row:
+    """The editor's figures, kept or from its run, which is made or finished if it has to be."""
+    kept, facts = (
+        kept_row(options, name, size),
+        {"model": options.model, "count": options.count, "seed": options.seed},
+    )
+    if kept.exists():
+        row: Row = json.loads(kept.read_text())
+        if {key: row[key] for key in facts} != facts:
+            sys.exit(f"{kept} is of other facts than {facts}: give --rows another folder")
+        return row
+    out = options.out / f"{name}-{size}"
+    seconds = timed(options, name, size, out)
     record = read_run(out)
-    environment = RunFolder.open(out).read("environment")
-    return {
+    row = {
         "editor": name,
         "batch": size,
+        **facts,
         "unedited": shown(record.unedited),
         "right_after": shown(record.right_after()),
         "final": shown(record.final),
         "norm_ratio": {path: float(1 + record.growth(path)[-1]) for path in measured(record)},
         "refused": record.refused,
-        "seconds": json.loads(times.read_text()),
-        "settings": environment["editor"],
+        "seconds": seconds,
+        "settings": RunFolder.open(out).read("environment")["editor"],
     }
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(row, indent=1) + "\n")
+    return row
 
 
 def measured(record: RunRecord) -> list[str]:
@@ -114,7 +134,7 @@ def measured(record: RunRecord) -> list[str]:
     return [path for path in record.norm if path in record.unedited_norm]
 
 
-def timed(options: Comparison, name: str, size: int, text: Path, out: Path) -> float:
+def timed(options: Comparison, name: str, size: int, out: Path) -> float:
     """Makes the run, or finishes it; processor seconds a fact, scoring included, of the median chunk.
 
     A process's first chunk compiles, and counts only where there is no other. Chunks are noted as they end, so that a
@@ -127,7 +147,7 @@ def timed(options: Comparison, name: str, size: int, text: Path, out: Path) -> f
         editor=name,
         count=options.count,
         network=str(network(options, name)) if METHODS[name].needs_net else None,
-        text=TextStream(str(text), ROW_TOKENS) if reads else TextStream(),
+        text=TextStream(str(new_text(options, size)), ROW_TOKENS) if reads else TextStream(),
         batch_size=size,
         chunk=10 if size == 1 else 2,
         settings=Settings(),
@@ -155,15 +175,15 @@ def timed(options: Comparison, name: str, size: int, text: Path, out: Path) -> f
     return median([c["seconds"] for c in chunks if not c["first"]] or [c["seconds"] for c in chunks]) / size
 
 
-def new_text(options: Comparison) -> Path:
+def new_text(options: Comparison, size: int) -> Path:
     """The new facts as sentences, prompt and paraphrases, as often as batches of text need them."""
-    file = options.out / "facts.txt"
+    file = options.out / f"facts-{size}.txt"
     if not file.exists():
         options.out.mkdir(parents=True, exist_ok=True)
         config = RunConfig(model=options.model, count=options.count, seed=options.seed)
         facts = choose_facts(config, load(options.model), quiet)
         once = "\n".join(sentence(fact) for fact in facts) + "\n"
-        words = options.count * max(options.batches) * ROW_TOKENS
+        words = options.count * size * ROW_TOKENS
         file.write_text(once * -(-words // len(once.split())))
     return file
 
