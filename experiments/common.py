@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class Study:
     """What all experiments have in common."""
 
     out: Path = Path("runs/study")
+    results: Path | None = None
+    """Where what was measured of runs is kept, by default beside them. What lies there is not run again."""
     model: str = "runs/small/llama"
     """Folder, hub id or built-in name; the files of `experiments.small_models` are sought beside a folder."""
     facts: str | None = None
@@ -81,7 +83,7 @@ class Study:
 
 def finished(study: Study, arm: Arm, seed: int) -> Path:
     """The folder of a run, made or gone on with where it is not finished."""
-    out = study.out / "runs" / f"{Path(study.model).name}-{identity(study, arm)}-{seed}"
+    out = study.out / "runs" / name_of(study, arm, seed)
     if out.exists():
         resume(out)
         return out
@@ -108,6 +110,11 @@ def finished(study: Study, arm: Arm, seed: int) -> Path:
         )
     )
     return out
+
+
+def name_of(study: Study, arm: Arm, seed: int) -> str:
+    """The folder of a run."""
+    return f"{Path(study.model).name}-{identity(study, arm)}-{seed}"
 
 
 def identity(study: Study, arm: Arm) -> str:
@@ -137,17 +144,18 @@ def facts_of(study: Study, seed: int) -> Path:
 
 
 def measured(study: Study, arm: Arm, seed: int) -> Json:
-    """What the run does to weights and ability, every `every` facts; kept beside the run."""
-    path = finished(study, arm, seed)
-    file = beside_run(path, f"{study.every}.json")
+    """What the run does to weights and ability, every `every` facts."""
+    return kept(study, arm, seed, f"{study.every}.json", lambda path: _measure(study, path, seed))
+
+
+def kept(study: Study, arm: Arm, seed: int, name: str, measure: Callable[[Path], Any]) -> Any:
+    """What was measured of a run, from the file of this name; where there is none, the run is made and measured."""
+    file = (study.results or study.out / "runs") / f"{name_of(study, arm, seed)}.{name}"
     if not file.exists():
-        file.write_text(json.dumps(_measure(study, path, seed)) + "\n")
+        content = measure(finished(study, arm, seed))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content) + "\n")
     return json.loads(file.read_text())
-
-
-def beside_run(run: Path, name: str) -> Path:
-    """The file of what was measured of a run, whose own name may have dots."""
-    return run.with_name(f"{run.name}.{name}")
 
 
 def _measure(study: Study, path: Path, seed: int) -> Json:
@@ -162,7 +170,7 @@ def _measure(study: Study, path: Path, seed: int) -> Json:
         rows["edited"].append(asker.ask(first, now))
         null = now if step == 0 else random_matrices(found, step, first.edited, now, seed)
         rows["random"].append(asker.ask(first, null))
-    norm = {p: list(map(float, record.trajectory(p)[1])) for p in record.norm if p in record.unedited_norm}
+    norm = {p: digits(record.trajectory(p)[1]) for p in record.norm if p in record.unedited_norm}
     return {
         "facts": [min(step * size, study.count) for step in steps],
         "edits": [0, *map(int, record.edits)],
@@ -174,6 +182,11 @@ def _measure(study: Study, path: Path, seed: int) -> Json:
         "refused": record.refused,
         **{name: columns(table) for name, table in rows.items()},
     }
+
+
+def digits(values: Iterable[float]) -> list[float]:
+    """As many as the float32 of a norm has, and two more."""
+    return [float(f"{value:.9g}") for value in values]
 
 
 def columns(rows: Sequence[Json]) -> Json:

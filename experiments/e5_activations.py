@@ -8,7 +8,6 @@ of random updates of the same size.
 
 import csv
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.arms import arm
-from experiments.common import Arm, Study, begin, beside_run, finished
+from experiments.common import Arm, Study, begin, kept
 from experiments.drawing import COLOURS, level, line, log_if_wide, markdown, sheet, shown, write
 from jaxedit.pipeline import trajectory
 from jaxedit.pipeline.measure import measures_at
@@ -55,27 +54,25 @@ def main(options: Vectors) -> None:
 
 
 def rows_of(options: Vectors, one: Arm, seed: int) -> list[Row]:
-    """The measures of one run; kept beside it."""
-    path = finished(options, one, seed)
-    file = beside_run(path, "vectors.json")
-    if not file.exists():
-        total = trajectory(path)[0].steps
-        config = MeasureConfig(
-            weights=(),
-            path=False,
-            activations=("shift", "subspace", "floor"),
-            k=options.k,
-            prompts=options.prompts,
-            text=text if (text := _text(options)) else None,
-        )
-        steps = sorted({max(1, round(share * total)) for share in options.measured_at})
-        file.write_text(json.dumps([list(row) for row in measures_at(path, steps, config)]))
-    return [Row(*row) for row in json.loads(file.read_text())]
+    """The measures of one run."""
+    found = kept(options, one, seed, "vectors.json", lambda path: measure(options, path))
+    return [Row(*row) for row in found]
 
 
-def _text(options: Vectors) -> Path | None:
+def measure(options: Vectors, path: Path) -> list[list]:
+    """The measures of the run in this folder."""
+    total = trajectory(path)[0].steps
     text = options.beside(options.text, "held-out.txt")
-    return None if text is None else Path(text)
+    config = MeasureConfig(
+        weights=(),
+        path=False,
+        activations=("shift", "subspace", "floor"),
+        k=options.k,
+        prompts=options.prompts,
+        text=None if text is None else Path(text),
+    )
+    steps = sorted({max(1, round(share * total)) for share in options.measured_at})
+    return [list(row) for row in measures_at(path, steps, config)]
 
 
 def last(rows: list[Row], model: str) -> dict[tuple[str, str, str, str], float]:

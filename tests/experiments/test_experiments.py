@@ -8,11 +8,12 @@ import pytest
 
 from experiments import e3_ability, small_models
 from experiments.arms import MITIGATIONS, SMALL, arm
-from experiments.common import Study, beside_run, identity
+from experiments.common import Study, measured, name_of
 from experiments.drawing import at_measurements, band, growth, rises, shown
 from jaxedit.data import load_facts
 from jaxedit.editors import METHODS
 from jaxedit.editors.transforms import read_transform
+from jaxedit.errors import ModelError
 from jaxedit.models.families import decoder_config
 from jaxedit.training.pretrain import PretrainPlan
 
@@ -56,8 +57,18 @@ def test_on_other_models_editors_keep_their_presets() -> None:
 
 def test_measures_of_runs_lie_apart_also_where_names_have_dots() -> None:
     arms = [arm(Study(), "memit", text) for text in ("rect:0.4", "revive:0.2")]
-    runs = [Path("runs") / f"{identity(Study(), one)}-{seed}" for one in arms for seed in (0, 1)]
-    assert len({beside_run(path, "100.json") for path in runs}) == 4
+    assert len({name_of(Study(), one, seed) for one in arms for seed in (0, 1)}) == 4
+
+
+def test_what_is_kept_of_a_run_is_read_without_the_run(tmp_path: Path) -> None:
+    study = Study(out=tmp_path / "runs", results=tmp_path / "results", model=str(tmp_path / "absent"))
+    one = arm(study, "memit", "rect:0.4")
+    file = tmp_path / "results" / f"{name_of(study, one, 2)}.{study.every}.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(TABLE))
+    assert measured(study, one, 2) == TABLE
+    with pytest.raises(ModelError, match="absent"):
+        measured(study, one, 1)
 
 
 @pytest.mark.slow
