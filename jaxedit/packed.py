@@ -7,19 +7,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxedit.models.packing import Packing, pack, packing_of, unpack
+from jaxedit.models.packing import Packing, Size, pack, packing_of, unpack
 from jaxedit.types import Requests
 
 
-class Size(NamedTuple):
-    """How many tail tokens, and how many predictions of target tokens, there is room for."""
-
-    tokens: int
-    reads: int
-
-
 def sizes_of(requests: Requests, shares: Sequence[float]) -> list[Size]:
-    """Shares of all that the request arrays can hold, ascending, each once; the last is the whole."""
+    """Shares of the tail tokens and predictions that requests can hold, ascending, each once; the last is 1."""
     tokens, reads = requests.tail.size, requests.predict_at.size
     return sorted({Size(math.ceil(tokens * share), math.ceil(reads * share)) for share in (*shares, 1.0)})
 

@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxedit.linalg import safe_norm
 from jaxedit.lookup import Rows, SplitPass
 from jaxedit.models.decoder import Decoder, Tap
-from jaxedit.models.packing import Packing, pack, packing_of
-from jaxedit.packed import Size, asked, reads_of, real_tail, sizes_of
+from jaxedit.models.packing import Packing, Size, pack, packing_of
+from jaxedit.packed import asked, reads_of, real_tail, sizes_of
 from jaxedit.types import Requests
 
 

@@ -30,7 +30,7 @@ from jaxedit.editors import method
 from jaxedit.editors.closed_form import preservation, solve, write
 from jaxedit.editors.finetune import FineTuneConfig
 from jaxedit.editors.locate import LocateConfig, mean_keys
-from jaxedit.evaluation.edits import probe_scores
+from jaxedit.evaluation.edits import probe_scores, room_of
 from jaxedit.lookup import lead_of, rows_of, split_pass
 from jaxedit.models.sources import load
 from jaxedit.pipeline import Prepared, RunConfig, choose_facts, draw_contexts, prepare, quiet
@@ -141,7 +141,8 @@ def time_parts(name: str, ready: Prepared) -> dict[str, float]:
     model = checkpoint.model
     one = jax.device_put(requests_of(ready, ready.facts[:1], 1)[0])
     probes = encode_probes(ready.facts[:1], checkpoint.tokenizer, max_length=model.config.max_positions)
-    parts = {"scores": best_time(jax.jit(lambda p, x: probe_scores(model, p, x)), params, probes)}
+    score = jax.jit(functools.partial(probe_scores, model, room=room_of(probes, [slice(0, 1)])))
+    parts = {"scores": best_time(score, params, probes)}
     config = editor_config(name, ready)
     if not isinstance(config, LocateConfig):
         return parts

@@ -4,14 +4,18 @@ Meng et al. 2022 (arXiv 2202.05262), section 3.3. A tie counts as failure. Means
 over cases; the score S is the harmonic mean of ES, PS and NS.
 """
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxedit.models.decoder import Decoder
 from jaxedit.models.model import Model
+from jaxedit.models.packing import Size, pack, packing_of, unpack
 from jaxedit.processes import to_host
 from jaxedit.types import NEIGHBORHOOD, PARAPHRASE, REWRITE, Params, Probes
 
@@ -25,26 +29,60 @@ class Readings(NamedTuple):
     exact: Bool[Array, "B N 2"]  # every target token is the arg-max under teacher forcing
 
 
-def read(model: Model, params: Params | dict[str, Array], probes: Probes) -> Readings:
-    """One forward pass over all probe rows of a batch of facts; the vocabulary only where targets are predicted."""
-    length = probes.tokens.shape[-1]
+def read(
+    model: Model, params: Params | dict[str, Array], probes: Probes, room: Size | None = None
+) -> Readings:
+    """One forward pass over all probe rows of a batch of facts; the vocabulary only where targets are predicted.
+
+    With `room` (see `room_of`) real tokens and predictions are packed, and padding costs nothing but in attention.
+    """
     decoder = model.bind(params)
-    tokens, position, branch = (x.reshape(-1, length) for x in probes[:3])
+    mask = probes.target_mask
+    h = _predicting(decoder, probes, room)
+    if room is None:
+        nll, hit = _answers(decoder, h, probes.target)
+    else:
+        reads = packing_of(mask, room.reads)
+        answers = _answers(decoder, pack(h, reads), pack(probes.target[..., None], reads)[:, 0])
+        nll, hit = (unpack(x[:, None], reads)[..., 0] for x in answers)
+    nll = jnp.where(mask, nll, 0.0).sum(axis=-1) / jnp.maximum(mask.sum(axis=-1), 1)
+    return Readings(nll, (hit | ~mask).all(axis=-1))
+
+
+def _predicting(decoder: Decoder, probes: Probes, room: Size | None) -> Float[Array, "B N 2 T d_model"]:
+    """Hidden states after the last layer where targets are predicted."""
+    tokens, position, branch = (x.reshape(-1, x.shape[-1]) for x in probes[:3])
+    packing = None if room is None else packing_of(_real(probes).reshape(tokens.shape), room.tokens)
+    h = decoder.embed(tokens, position)
     h, _, _ = decoder.run(
-        decoder.embed(tokens, position),
-        range(model.config.n_layers),
+        h if packing is None else pack(h, packing),
+        range(decoder.config.n_layers),
         position=position,
         mask=branch_mask(branch),
+        packing=packing,
     )
-    at = probes.predict_at.reshape(tokens.shape[0], -1)
-    log_p = jax.nn.log_softmax(decoder.logits(jnp.take_along_axis(h, at[..., None], axis=1)))
-    target = probes.target.reshape(at.shape)
+    h = h if packing is None else unpack(h, packing)
+    at = probes.predict_at.reshape(len(tokens), -1, 1)
+    return jnp.take_along_axis(h, at, axis=1).reshape(*probes.predict_at.shape, -1)
+
+
+def _answers(
+    decoder: Decoder, h: Float[Array, "*N d_model"], target: Int[Array, "*N"]
+) -> tuple[Float[Array, "*N"], Bool[Array, "*N"]]:
+    """-log p of every target token, and whether it is the arg-max."""
+    log_p = jax.nn.log_softmax(decoder.logits(h))
     nll = -jnp.take_along_axis(log_p, target[..., None], axis=-1)[..., 0]
-    hit = log_p.argmax(axis=-1) == target
-    mask = probes.target_mask
-    count = jnp.maximum(mask.sum(axis=-1), 1)
-    nll = jnp.where(mask, nll.reshape(mask.shape), 0.0).sum(axis=-1) / count
-    return Readings(nll, (hit.reshape(mask.shape) | ~mask).all(axis=-1))
+    return nll, log_p.argmax(axis=-1) == target
+
+
+def room_of(probes: Probes, batches: Sequence[slice]) -> Size:
+    """What `read` needs for any of some batches of these facts, which must be on the host."""
+    tokens, reads = (x.reshape(len(x), -1).sum(axis=1) for x in (_real(probes), probes.target_mask))
+    return Size(*(max(int(x[batch].sum()) for batch in batches) for x in (tokens, reads)))
+
+
+def _real(probes: Probes) -> Bool[Array, "B N L"]:
+    return (probes.branch >= 0) & (probes.kind >= 0)[..., None]
 
 
 def branch_mask(branch: Array) -> Bool[Array, "M L L"]:
@@ -79,29 +117,44 @@ def score(readings: Readings, kind: Array) -> dict[str, Float[Array, "B"]]:
     return result
 
 
-def probe_scores(model: Model, params: Params | dict[str, Array], probes: Probes) -> dict[str, Array]:
+def probe_scores(
+    model: Model, params: Params | dict[str, Array], probes: Probes, room: Size | None = None
+) -> dict[str, Array]:
     """`score` of `read`, and whether the model gives the true object on the bare prompt ("knows")."""
-    readings = read(model, params, probes)
+    readings = read(model, params, probes, room)
     rewrite = probes.kind == REWRITE
     knows = (readings.exact[..., 1] & rewrite).any(axis=-1)
     return score(readings, probes.kind) | {"knows": knows.astype(jnp.float32)}
 
 
-scores_together = jax.jit(probe_scores)
-"""`probe_scores`, compiled once for all parameters and batches of one shape."""
+scores_together = jax.jit(probe_scores, static_argnames="room")
+"""`probe_scores`, compiled once for all parameters and batches of one shape and room."""
 
 
 def score_all(
     model: Model, params: Params | dict[str, Array], probes: Probes, batch: int = 16
 ) -> dict[str, Float[np.ndarray, "B"]]:
     """`probe_scores` of any number of facts, in batches of one shape."""
-    parts = []
-    for start in range(0, len(probes.kind), batch):
-        rows = jax.tree.map(lambda x: x[start : start + batch], probes)  # noqa: B023
-        count = len(rows.kind)
-        rows = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], batch - count, axis=0)]), rows)  # noqa: B023
-        parts.append(jax.tree.map(lambda x: x[:count], to_host(scores_together(model, params, rows))))  # noqa: B023
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    count = len(probes.kind)
+    # The last batch is filled up with the last fact.
+    filled = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], -count % batch, axis=0)]), probes)
+    batches = [slice(start, start + batch) for start in range(0, count, batch)]
+    needed = room_of(filled, batches)
+    # In sixteenths of the arrays, so that other facts find the program compiled.
+    room = Size(
+        in_steps(needed.tokens, filled.tokens[:batch].size),
+        in_steps(needed.reads, filled.target[:batch].size),
+    )
+    parts = [
+        to_host(scores_together(model, params, jax.tree.map(lambda x: x[rows], filled), room))  # noqa: B023
+        for rows in batches
+    ]
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+
+
+def in_steps(count: int, whole: int) -> int:
+    """The least sixteenth of the whole that is no less than the count."""
+    return -(-math.ceil(16 * count / whole) * whole // 16)
 
 
 def summarise(scores: dict[str, Float[np.ndarray, "B"]]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.packing import Packing, pack, unpack
+from jaxedit.models.products import product
 from jaxedit.models.rotary import rotary_angles, rotate
 from jaxedit.types import LowRank, Trace
 
@@ -72,7 +73,7 @@ class Linear(nnx.Module):
         self.adapter: LowRank | None = None
 
     def __call__(self, x: Float[Array, "*N d_in"]) -> Float[Array, "*N d_out"]:
-        y = jnp.matmul(x, self.kernel[...], precision="highest")
+        y = product(x, self.kernel[...])
         if self.adapter is not None:
             inner = jnp.matmul(x, self.adapter.left, precision="highest")
             y = y + jnp.matmul(inner, self.adapter.right, precision="highest")

@@ -7,6 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
+class Size(NamedTuple):
+    """How many tokens, and how many predictions of target tokens, there is room for."""
+
+    tokens: int
+    reads: int
+
+
 class Packing(NamedTuple):
     """Where the valid ones of an array of tokens stand among M places, and back."""
 

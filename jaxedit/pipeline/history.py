@@ -74,7 +74,8 @@ def _as_it_was(folder: RunFolder) -> Prepared:
 def rerun_of(config: RunConfig, folder: RunFolder, prepared: Prepared) -> Rerun:
     """Runs recorded chunks once more by the very program that the run used, stopping after any of their updates."""
     plan = plan_of(config, prepared)
-    apply = apply_function(config, prepared, guard_for(config, prepared, folder.journal.policy))
+    guard = guard_for(config, prepared, folder.journal.policy)
+    apply = apply_function(config, prepared, guard, plan)
 
     def rerun(
         edited: dict[str, Array], state: State, chunk: Finished, count: int

@@ -9,15 +9,17 @@ import numpy as np
 from jaxedit.data.corpus import read_text
 from jaxedit.data.encode import encode_requests, request_shape
 from jaxedit.data.facts import Fact
-from jaxedit.data.probes import encode_probes, probe_shape
-from jaxedit.data.shapes import ProbeShape, RequestShape, pad_probes, pad_requests
+from jaxedit.data.probes import encode_probes
+from jaxedit.data.shapes import RequestShape, pad_probes, pad_requests
 from jaxedit.data.text import encode_text
 from jaxedit.editors import method
 from jaxedit.errors import ConfigError, FactError
+from jaxedit.evaluation.edits import room_of
+from jaxedit.models.packing import Size
 from jaxedit.pipeline.config import RunConfig
 from jaxedit.pipeline.prepare import Prepared
 from jaxedit.trajectory.run import Chunk, stack
-from jaxedit.types import Requests, TextBatch
+from jaxedit.types import Probes, Requests, TextBatch
 
 
 class Planned(NamedTuple):
@@ -34,6 +36,7 @@ class Plan(Protocol):
 
     batches: list[list[Fact]]  # the facts of every update
     length: int  # updates of a chunk's arrays
+    room: Size | None  # that scoring an update needs, where its facts lie on one device
 
     @property
     def updates(self) -> int:
@@ -70,9 +73,12 @@ class FactPlan:
         self._small, self._large = two_shapes(
             [largest(self._needed[i : i + self.length]) for i in range(0, len(self.batches), self.length)]
         )
-        self._scored: ProbeShape | None = None
+        self._probes: Probes | None = None
+        self.room: Size | None = None
         if config.score:
-            self._scored = probe_shape(prepared.facts, self._tokenizer, max_length=self._limit)
+            self._probes = encode_probes(prepared.facts, self._tokenizer, max_length=self._limit)
+            if prepared.devices.parts == 1:
+                self.room = room_of(self._probes, [self._rows(update) for update in range(self.updates)])
 
     @property
     def updates(self) -> int:
@@ -92,14 +98,18 @@ class FactPlan:
         batches = self.batches[first : first + count]
         requests, probes = [], []
         for update, batch in enumerate(batches, first):
-            cases = range(self._first_case[update], self._first_case[update + 1])
+            rows = self._rows(update)
             encoded = encode_requests(
-                batch, self._tokenizer, self._contexts, max_length=self._limit, shape=shape, cases=cases
+                batch,
+                self._tokenizer,
+                self._contexts,
+                max_length=self._limit,
+                shape=shape,
+                cases=range(rows.start, rows.stop),
             )
             requests.append(pad_requests(encoded, self._size))
-            if self._scored is not None:
-                rows = encode_probes(batch, self._tokenizer, max_length=self._limit, shape=self._scored)
-                probes.append(pad_probes(rows, self._size))
+            if self._probes is not None:
+                probes.append(pad_probes(Probes(*(x[rows] for x in self._probes)), self._size))
         missing = self.length - count
         requests += [empty(requests[-1])] * missing
         probes += probes[-1:] * missing
@@ -107,6 +117,10 @@ class FactPlan:
         return Planned(
             first, batches, tuple(shape), Chunk(stack(requests), stack(probes) if probes else None, active)
         )
+
+    def _rows(self, update: int) -> slice:
+        """The facts of an update among all."""
+        return slice(self._first_case[update], self._first_case[update + 1])
 
     def _shape(self, facts: Sequence[Fact]) -> RequestShape:
         return request_shape(facts, self._tokenizer, self._contexts, max_length=self._limit)
@@ -131,6 +145,7 @@ class TextPlan:
                 f"first {stream.skip}, {config.count} are asked for: lower --count, or give a longer text"
             )
         self.batches: list[list[Fact]] = [[] for _ in self._rows]
+        self.room: Size | None = None
         self.length = min(config.chunk, len(self._rows))
 
     @property

@@ -189,7 +189,7 @@ def _apply_all(
     """Edited matrices and state after the last update, and whether the run was stopped before."""
     config, prepared, folder, plan, writer, watcher = job
     guard = guard_for(config, prepared, folder.journal.policy)
-    apply = apply_function(config, prepared, guard)
+    apply = apply_function(config, prepared, guard, plan)
     edited, state = start
     begun = folder.updates
     report("editing", begun, plan.updates)
@@ -246,10 +246,10 @@ def guard_for(config: RunConfig, prepared: Prepared, policy: Policy | None = Non
     return guard_of(norms, policy or limits.policy, limits.edit, limits.total)
 
 
-def apply_function(config: RunConfig, prepared: Prepared, guard: Guard) -> ApplyChunk:
+def apply_function(config: RunConfig, prepared: Prepared, guard: Guard, plan: Plan) -> ApplyChunk:
     """The compiled driver of this run."""
-    observe = functools.partial(probe_scores, prepared.checkpoint.model) if config.score else None
-    return chunk_function(prepared.editor, observe, guard)
+    observe = functools.partial(probe_scores, prepared.checkpoint.model, room=plan.room)
+    return chunk_function(prepared.editor, observe if config.score else None, guard)
 
 
 def _refusal(path: Path, update: int, steps: Step, offset: int, facts: list) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jaxedit.data import Fact, encode_probes
-from jaxedit.evaluation.edits import Readings, probe_scores, read, score, score_all, summarise
+from jaxedit.evaluation.edits import Readings, probe_scores, read, room_of, score, score_all, summarise
 from jaxedit.types import NEIGHBORHOOD, PARAPHRASE, REWRITE, Probes
 from tests.cases import Case
 
@@ -120,6 +120,27 @@ def test_scores_are_those_of_a_plain_recomputation(case: Case) -> None:
     for i, fact in enumerate(FACTS):
         for name, expected in plain_scores(case, fact).items():
             assert float(found[name][i]) == pytest.approx(expected, rel=1e-4, abs=1e-9, nan_ok=True), name
+
+
+def test_packed_rows_read_as_padded_ones(case: Case) -> None:
+    probes = probes_of(case)
+    step = jax.jit(read, static_argnums=0, static_argnames="room")
+    whole = step(case.model, case.checkpoint.params, probes)
+    room = room_of(probes, [slice(0, 3)])
+    assert room.tokens < 0.7 * probes.tokens.size
+    assert room.reads < 0.7 * probes.target.size
+    packed = step(case.model, case.checkpoint.params, probes, room=room)
+    np.testing.assert_allclose(packed.nll, whole.nll, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(packed.exact, whole.exact)
+
+
+def test_room_is_for_the_fullest_batch(gpt2: Case) -> None:
+    probes = probes_of(gpt2)
+    each = [room_of(probes, [slice(i, i + 1)]) for i in range(3)]
+    real = ((probes.branch >= 0) & (probes.kind >= 0)[..., None]).sum(axis=(1, 2))
+    assert [room.tokens for room in each] == list(real)
+    assert [room.reads for room in each] == list(probes.target_mask.sum(axis=(1, 2, 3)))
+    assert room_of(probes, [slice(0, 2), slice(2, 3)]).tokens == max(real[:2].sum(), real[2])
 
 
 def test_a_branch_does_not_see_the_other(gpt2: Case) -> None:

@@ -1,0 +1,55 @@
+"""The product of few rows with a matrix: value, derivatives, dtypes and axes as those of the plain product."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+from jaxedit.models.products import FEW, product
+
+
+def of(rows: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """Rows, a kernel, and weights of the loss."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((*rows, 24), (24, 40), (*rows, 40))
+    x, kernel, weight = map(jax.random.normal, keys, shapes)
+    return x, kernel, weight
+
+
+def plain(x: Array, kernel: Array) -> Array:
+    return jnp.matmul(x, kernel, precision="highest")
+
+
+@pytest.mark.parametrize("rows", [(), (1,), (13,), (16,), (3, 7), (FEW + 1,)])
+def test_value_and_gradients_are_those_of_a_matrix_product(rows: tuple[int, ...]) -> None:
+    x, kernel, weight = of(rows)
+
+    def loss(call, x, kernel):
+        return (weight * jnp.tanh(call(x, kernel))).sum()
+
+    found = jax.jit(jax.value_and_grad(lambda x, kernel: loss(product, x, kernel), argnums=(0, 1)))(x, kernel)
+    expected = jax.value_and_grad(lambda x, kernel: loss(plain, x, kernel), argnums=(0, 1))(x, kernel)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_keep_the_dtypes_of_a_mixed_product() -> None:
+    """A float32 edited matrix in a bfloat16 model."""
+    x, kernel, _ = of((5,))
+    x = x.astype(jnp.bfloat16)
+    found = jax.grad(lambda x, kernel: product(x, kernel).sum(), argnums=(0, 1))(x, kernel)
+    expected = jax.grad(lambda x, kernel: plain(x, kernel).sum(), argnums=(0, 1))(x, kernel)
+    assert [g.dtype for g in found] == [jnp.bfloat16, jnp.float32]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=1e-2)
+
+
+def test_many_at_once_are_each_by_itself() -> None:
+    x, kernel, _ = of((4, 6))
+    kernels = jnp.stack([kernel, 2 * kernel, -kernel, kernel + 1])
+    gradient = jax.grad(lambda x, kernel: jnp.square(product(x, kernel)).sum(), argnums=(0, 1))
+    together = jax.vmap(gradient)(x, kernels)
+    for i in range(4):
+        for a, b in zip(together, gradient(x[i], kernels[i]), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-4)
