@@ -25,10 +25,11 @@ from jaxedit.linalg import added
 from jaxedit.models.sources import Checkpoint, load
 from jaxedit.moments import MomentSource
 from jaxedit.pipeline import Limits, RunConfig, TextStream, known_facts, resume, run, trajectory
+from jaxedit.pipeline.used import walk_used
 from jaxedit.report.figures import STYLE
 from jaxedit.report.record import read_run
 from jaxedit.trajectory.replay import Matrices, Trajectory
-from jaxedit.types import Params
+from jaxedit.types import Params, as_they_are
 
 BLOCK = 64  # tokens of a block of held-out text
 console = Console(stderr=True)
@@ -166,11 +167,15 @@ def _measure(study: Study, path: Path, seed: int) -> Json:
     asker = Asker(study, prepared.checkpoint)
     first = Params(found.at(0), prepared.params.frozen)
     rows: dict[str, list[Json]] = {"edited": [], "random": []}
-    for step, now in found.walk(steps):
+    for step, now in walk_used(prepared, found, steps):
         rows["edited"].append(asker.ask(first, now))
         null = now if step == 0 else random_matrices(found, step, first.edited, now, seed)
         rows["random"].append(asker.ask(first, null))
     norm = {p: digits(record.trajectory(p)[1]) for p in record.norm if p in record.unedited_norm}
+    if prepared.editor.finalize is not as_they_are:  # of the last model as it is used
+        final = found.folder.read("summary")["final_norm"]
+        ends = {p: digits([final[p]]) for p in norm}
+        norm = {p: values[:-1] + ends[p] for p, values in norm.items()}
     return {
         "facts": [min(step * size, study.count) for step in steps],
         "edits": [0, *map(int, record.edits)],

@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxedit.pipeline.history import trajectory
 from jaxedit.pipeline.measured import Measured, Row, path_of_run, path_rows
 from jaxedit.pipeline.prepare import Report, quiet
+from jaxedit.pipeline.used import walk_used
 from jaxedit.pipeline.watch_config import MeasureConfig, check_measures
 
 
@@ -14,7 +15,8 @@ def measures_at(
 ) -> Iterator[Row]:
     """All measures of a run at the steps given, row by row; step 0 is the model before the first update.
 
-    Measures of the path come for every update up to the last step.
+    Models are those one would use (`jaxedit.pipeline.used`), were the step the last. Measures of the path are of
+    the updates themselves, and come for every one up to the last step.
 
     Raises:
         RunError: no such run or step. ConfigError: a k that a matrix or a prompt set does not have.
@@ -28,7 +30,7 @@ def measures_at(
         yield from path_rows(path_of_run(found, chosen[-1] if chosen else 0, report))
     if config.unedited:
         yield from measured.unedited()
-    for done, (step, now) in enumerate(found.walk(chosen)):
+    for done, (step, now) in enumerate(walk_used(prepared, found, chosen)):
         report("measuring", done, len(chosen))
         yield from measured.at(step, now, found)
     report("measuring", len(chosen), len(chosen))

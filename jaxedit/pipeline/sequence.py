@@ -32,6 +32,7 @@ from jaxedit.pipeline.prepare import (
     prepare,
     quiet,
 )
+from jaxedit.pipeline.used import used
 from jaxedit.pipeline.watch import Watcher, require_room
 from jaxedit.processes import any_process, by_first, join_processes, several, to_host
 from jaxedit.trajectory.guard import REASONS, Guard, Policy, guard_of
@@ -219,7 +220,7 @@ def _apply_all(
         done = planned.first + count
         if done in watcher.steps:
             writer.wait()
-            watcher.look(done, edited)
+            watcher.look(done, used(prepared, edited, state))
         report("editing", done, plan.updates)
     return edited, state, False
 

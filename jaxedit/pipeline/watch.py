@@ -13,6 +13,7 @@ from jaxedit.pipeline.config import RunConfig
 from jaxedit.pipeline.found import ability_of, measures_of, plain, require_new, write_ability, write_measures
 from jaxedit.pipeline.measured import Measured, Row, path_of_run, path_rows
 from jaxedit.pipeline.prepare import Prepared, Report
+from jaxedit.pipeline.used import walk_used
 from jaxedit.trajectory.files import replace
 from jaxedit.trajectory.replay import Matrices, Trajectory
 from jaxedit.trajectory.store import RunFolder
@@ -45,11 +46,11 @@ class Watcher:
         """Looks at the steps that the run has and that were not looked at: the first, or the last before a stop."""
         found = self._found()
         missing = [step for step in self.steps if step <= found.steps and not self._file(step).is_file()]
-        for step, now in found.walk(missing):
+        for step, now in walk_used(self._prepared, found, missing):
             self.look(step, placed_parameters(now, self._prepared.devices))
 
     def look(self, step: int, now: Matrices) -> None:
-        """Measures the model after one of `steps`, which is on the disk."""
+        """Measures the model after one of `steps`, which is on the disk, from its matrices as they would be used."""
         self._report(f"looking at step {step}", 0, 1)
         found, content = self._found(), {}
         if self._watch.measure:

@@ -1,6 +1,8 @@
 """What is measured while a run goes on is what is found in it afterwards."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,27 @@ def test_a_watched_run_that_was_stopped_leaves_what_is_found_in_it_later(
         np.testing.assert_array_equal(columns[name], expected[name])
     main(["report", str(run)])
     main(["verify", str(run)])
+
+
+def test_the_model_looked_at_is_the_one_that_would_be_used(home: Path) -> None:
+    """PRUNE restrains the total change at the end: a look at any step is at the restrained model."""
+    strong = ("--settings.lam", "1e-4", "--settings.clamp", "90", "--settings.learning-rate", "9")
+    run, later = home / "pruned", home / "pruned-later"
+    pipeline.run(
+        replace(parse([*command(home, "memit"), *strong]).config, out=str(run), transforms=("prune",))
+    )
+    looked = json.loads((run / "watch" / "000003.json").read_text())["measures"]
+    norms = {
+        row["where"]: row["value"]
+        for row in looked
+        if (row["model"], row["measure"]) == ("edited", "frobenius")
+    }
+    left = json.loads((run / "summary.json").read_text())["final_norm"]
+    for path, matrix in pipeline.trajectory(run)[0].at(3).items():
+        assert norms[path] == pytest.approx(left[path], rel=1e-6)
+        assert norms[path] < 0.9 * float(np.linalg.norm(matrix))
+    main(["measure", str(run), "--out", str(later), *STEPS, "--k", "2", *MATRICES])
+    assert same(home / "pruned-measures", later, "measures.jsonl")
 
 
 def same(found: Path, expected: Path, name: str) -> bool:

@@ -7,10 +7,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from jaxedit.editors.transforms.spectrum import update_norm
-from jaxedit.editors.transforms.transform import Transform, compose
+from jaxedit.editors.transforms.transform import Transform, compose, leave
 from jaxedit.errors import ConfigError
 from jaxedit.linalg import added, dense, frobenius
-from jaxedit.types import Delta, EditInfo, Editor, LowRank, Params, Requests, Rewrite, Site, State
+from jaxedit.types import (
+    Delta,
+    EditInfo,
+    Editor,
+    LowRank,
+    Params,
+    Requests,
+    Rewrite,
+    Site,
+    State,
+    as_they_are,
+)
 
 
 class Chained(NamedTuple):
@@ -73,7 +84,13 @@ def chain(editor: Editor, *transforms: Transform) -> Editor:
         final = {path: whole.finalize(w, state.transforms[path]) for path, w in params.edited.items()}
         return Params(final, params.frozen)
 
-    return Editor(init, update, layerwise=layerwise if editor.layerwise else None, finalize=finalize)
+    untouched = editor.finalize is as_they_are and whole.finalize is leave
+    return Editor(
+        init,
+        update,
+        layerwise=layerwise if editor.layerwise else None,
+        finalize=as_they_are if untouched else finalize,
+    )
 
 
 def finished(editor: Editor):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxedit.editors.transforms.transform import Transform
+from jaxedit.editors.transforms.transform import Transform, leave
 from jaxedit.errors import ConfigError
 from jaxedit.linalg import dense
 from jaxedit.types import Delta, LowRank, Site, State
@@ -44,7 +44,8 @@ def compensate(transform: Transform) -> Transform:
     def finalize(weight: Array, state: Compensated) -> Array:
         return transform.finalize(weight, state.inner)
 
-    return Transform(init, apply, finalize, transform.needs_keys)
+    untouched = transform.finalize is leave
+    return Transform(init, apply, leave if untouched else finalize, transform.needs_keys)
 
 
 def _solution(site: Site) -> LowRank:

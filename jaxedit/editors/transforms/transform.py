@@ -58,4 +58,6 @@ def compose(*transforms: Transform) -> Transform:
             weight = one.finalize(weight, own)
         return weight
 
-    return Transform(init, apply, finalize, any(one.needs_keys for one in transforms))
+    untouched = all(one.finalize is leave for one in transforms)
+    needs_keys = any(one.needs_keys for one in transforms)
+    return Transform(init, apply, leave if untouched else finalize, needs_keys)
