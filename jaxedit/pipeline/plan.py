@@ -1,9 +1,8 @@
 """The facts of a run as chunks of equal-shaped arrays, so that a run compiles once or twice."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxedit.data.corpus import read_text
@@ -113,7 +112,7 @@ class FactPlan:
         missing = self.length - count
         requests += [empty(requests[-1])] * missing
         probes += probes[-1:] * missing
-        active = jnp.arange(self.length) < count
+        active: Any = np.arange(self.length) < count
         return Planned(
             first, batches, tuple(shape), Chunk(stack(requests), stack(probes) if probes else None, active)
         )
@@ -161,8 +160,8 @@ class TextPlan:
     def planned(self, first: int, count: int, shape: tuple[int, ...]) -> Planned:
         """Updates `first` .. `first + count - 1`; all batches are of one shape."""
         rows = self._rows[first : first + count]
-        padding = [TextBatch(rows[-1].tokens, jnp.zeros(shape, bool))] * (self.length - count)
-        active = jnp.arange(self.length) < count
+        padding = [TextBatch._make((rows[-1].tokens, np.zeros(shape, bool)))] * (self.length - count)
+        active: Any = np.arange(self.length) < count
         return Planned(first, [[]] * count, shape, Chunk(stack([*rows, *padding]), None, active))
 
 
@@ -200,4 +199,6 @@ def fit(shape: RequestShape, room: RequestShape) -> bool:
 
 def empty(requests: Requests) -> Requests:
     """Requests of the same shape that ask for nothing, so that they cost little."""
-    return requests._replace(weight=jnp.zeros_like(requests.weight), case=jnp.full_like(requests.case, -1))
+    fields = requests._asdict()
+    nothing = {"weight": np.zeros_like(requests.weight), "case": np.full_like(requests.case, -1)}
+    return Requests(**fields | nothing)

@@ -17,7 +17,7 @@ from jaxedit.errors import RunError
 from jaxedit.evaluation.edits import probe_scores
 from jaxedit.linalg import frobenius
 from jaxedit.memory import Cut
-from jaxedit.parallel import Devices, placed_facts, placed_parameters, replicated
+from jaxedit.parallel import Devices, OnMesh, placed_facts, placed_parameters, replicated
 from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, check_devices, config_from
 from jaxedit.pipeline.follow import Follower, writer_of
 from jaxedit.pipeline.lines import metric_lines, summary
@@ -232,6 +232,8 @@ def placed(edited: dict[str, Array], state: State, devices: Devices) -> tuple[di
 
 def placed_chunk(chunk: Chunk, devices: Devices) -> Chunk:
     """The facts of every update divided among the devices; rows of text too, where they can be."""
+    if not isinstance(devices, OnMesh):
+        return jax.device_put(chunk)
     given = (chunk.requests, chunk.probes)
     rows = jax.tree.leaves(chunk.requests)[0].shape[1]
     requests, probes = (

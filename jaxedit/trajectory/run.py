@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxedit.linalg import added, change_norm, frobenius
@@ -194,5 +195,11 @@ def matrix_norms(params: dict[str, Array]) -> dict[str, Float[Array, ""]]:
 
 
 def stack(batches: list[Any]) -> Any:
-    """Leaves of equal-shaped batches, stacked along a new leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    """Leaves of equal-shaped batches, stacked along a new leading axis; those on the host stay there."""
+
+    def together(*leaves: Any) -> Any:
+        # An operation on a device would wait there for the chunk that runs.
+        hosted = all(isinstance(leaf, np.ndarray | np.generic) for leaf in leaves)
+        return np.stack(leaves) if hosted else jnp.stack(leaves)
+
+    return jax.tree.map(together, *batches)
