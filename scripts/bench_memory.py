@@ -54,10 +54,10 @@ def main(bench: Bench) -> None:
         rows.append(row)
         gib = {name: value / 2**30 for name, value in row.items() if isinstance(value, int)}
         console.print(
-            f"{shape}, {bench.batch} facts in pieces of {bench.micro_batch}: {gib['parameters']:.2f} GiB of "
-            f"parameters, {gib['masters']:.2f} of masters, {gib['inverses']:.2f} of inverses; at the peak {gib['peak']:.2f}, "
-            f"of which {gib['activations']:.2f} are a piece's activations ({gib['estimate']:.2f} by the estimate of "
-            f"jaxedit.memory): the rest is {row['ratio']:.2f} times what has to be held"
+            f"{shape}, {bench.batch} facts in pieces of {bench.micro_batch}: {gib['parameters']:.2f} GiB of parameters"
+            f", {gib['masters']:.2f} of masters, {gib['inverses']:.2f} of inverses; at the peak {gib['peak']:.2f}"
+            f", of which {gib['activations']:.2f} are a piece's activations ({gib['estimate']:.2f} by the estimate"
+            f" of jaxedit.memory): the rest is {row['ratio']:.2f} times what has to be held"
         )
     if bench.out is not None:
         bench.out.mkdir(parents=True, exist_ok=True)
@@ -101,11 +101,9 @@ def peak(batch: int, micro_batch: int, config: DecoderConfig, settings: Any) -> 
     moments = {layer: jnp.eye(config.d_ff) for layer in settings.layers}
     editor = method("memit").build(model, moments, settings)
     flat = {path: jax.ShapeDtypeStruct(size, jnp.float32) for path, size in model.shapes.items()}
-    paths = model.edited_paths(settings.layers).values()
-    edited, frozen = (
-        {path: flat[path] for path in paths},
-        {path: flat[path] for path in flat if path not in set(paths)},
-    )
+    paths = set(model.edited_paths(settings.layers).values())
+    edited = {path: flat[path] for path in sorted(paths)}
+    frozen: Any = {path: leaf for path, leaf in flat.items() if path not in paths}
     state = editor.init(Params({path: jnp.zeros(edited[path].shape) for path in edited}, frozen))
     facts = made_up(config, batch, pieces, np.random.default_rng(0))
     apply: Any = chunk_function(editor)
