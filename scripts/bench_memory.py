@@ -54,7 +54,7 @@ def main(bench: Bench) -> None:
         rows.append(row)
         gib = {name: value / 2**30 for name, value in row.items() if isinstance(value, int)}
         console.print(
-            f"{shape}, {bench.batch} facts in pieces of {bench.micro_batch}: {gib['parameters']:.2f} GiB of parameters"
+            f"{shape}, {bench.batch} facts in pieces of {bench.micro_batch}: {gib['parameters']:.2f} GiB of weights"
             f", {gib['masters']:.2f} of masters, {gib['inverses']:.2f} of inverses; at the peak {gib['peak']:.2f}"
             f", of which {gib['activations']:.2f} are a piece's activations ({gib['estimate']:.2f} by the estimate"
             f" of jaxedit.memory): the rest is {row['ratio']:.2f} times what has to be held"
