@@ -79,6 +79,7 @@ def test_a_run_is_refused_before_anything_is_loaded(changed: dict, message: str)
         ("memit", Settings(layers=(2, 1)), "layers are .*ascending"),
         ("memit", Settings(layers=()), "layers are .*give one or more"),
         ("memit", Settings(lam=0.0), "editor 'memit': lam is 0.0; it must be above 0"),
+        ("lyaplock", Settings(allowance=0.0), "editor 'lyaplock': allowance is 0.0; it must be above 0"),
         ("r-rome", Settings(steps=0), "editor 'r-rome': steps is 0; it must be above 0"),
         ("ft", Settings(learning_rate=-1.0), "editor 'ft': learning_rate is -1.0"),
         ("ft-l", Settings(bound=0.0), "editor 'ft-l': bound is 0.0; it must be above 0"),

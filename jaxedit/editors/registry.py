@@ -62,6 +62,8 @@ class Settings:
     """Write only along eigenvectors of C0 with an eigenvalue below (AlphaEdit and kin)."""
     null_fraction: float | None = None
     """Or along this share of its eigenvectors, smallest eigenvalues first."""
+    allowance: float | None = None
+    """Bound on what is lost of the corpus, in losses of the first batch: more for smaller ones (LyapLock)."""
     spread: Literal["even", "sqrt", "last"] | None = None
     """A layer's share of the residual: over the layers left, over their root, or all at the last."""
     values_at: Literal["last", "each", "shared"] | None = None
@@ -197,6 +199,7 @@ def check(config: EditorConfig, editor: str) -> None:
             "null_threshold": config.null_threshold,
             "null_fraction": config.null_fraction,
             "patience": config.values.patience,
+            "allowance": getattr(config, "allowance", None),
         }
         positive |= {name: value for name, value in given.items() if value is not None}
         if config.anchor is not None:
