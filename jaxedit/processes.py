@@ -94,6 +94,13 @@ def any_process(flag: bool) -> bool:
     return flag if not several() else bool(multihost_utils.process_allgather(np.int32(flag)).any())
 
 
+def least_bytes(count: int) -> int:
+    """The smallest of the numbers of bytes that the processes give, in whole MiB; all must ask."""
+    if not several():
+        return count
+    return int(multihost_utils.process_allgather(np.int32(count >> 20)).min()) << 20
+
+
 def to_host(tree: Any) -> Any:
     """All arrays as numpy's, whole, in every process; all must ask."""
 

@@ -15,6 +15,7 @@ from jaxedit.errors import ConfigError
 from jaxedit.memory import KEPT, Cut, Work, activation_bytes, cut_for, device_memory
 from jaxedit.models.sources import Checkpoint
 from jaxedit.pipeline.config import RunConfig
+from jaxedit.processes import least_bytes
 
 TRAINED = 4  # times the edited matrices while they are trained: two moments, the gradient, the result
 INVERSES = 5  # times the second moments while they are factorised: one in float32, two in float64
@@ -39,7 +40,7 @@ def cut_of(
     spread = isinstance(settings, LocateConfig) or devices.way == "mesh"
     each = -(-batch // checkpoint.model.placement.parts) if spread else batch
     model, itemsize = checkpoint.model.config, jnp.dtype(config.dtype).itemsize
-    memory = KEPT * device_memory() if devices.memory is None else devices.memory * 2**30
+    memory = KEPT * least_bytes(device_memory()) if devices.memory is None else devices.memory * 2**30
     free = memory - resident_bytes(config, checkpoint, settings)
     found = cut_for(each, model, work, itemsize, max(free, 1))
     remat = found.remat if devices.remat is None else devices.remat

@@ -36,10 +36,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(home: Path, *arguments: str, devices: int = 1, **variables: str) -> subprocess.Popen:
-    """The command line in a process of its own, in the cache of `home`."""
+    """The command line, or Python's, in a process of its own, in the cache of `home`."""
     given = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     given |= {"JAXEDIT_CACHE": str(home / "cache"), **variables}
-    command = [sys.executable, "-m", "jaxedit.cli", *arguments, "--no-compile-cache"]
+    ours = () if arguments[0] == "-c" else ("-m", "jaxedit.cli")
+    command = [sys.executable, *ours, *arguments, "--no-compile-cache"]
     return subprocess.Popen(
         command, env=os.environ | given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -100,6 +101,14 @@ def test_a_run_of_two_goes_on_after_either_was_killed(
     assert not (out / "summary.json").exists()
     ended(pair(home, "resume", str(out)))
     assert numbers(out) == numbers(home / "alone")
+
+
+def test_processes_agree_on_the_least_memory(home: Path) -> None:
+    """Else they would cut their batches in different ways, and wait for each other for ever."""
+    here = "jaxedit.processes.least_bytes(6 << 32 if jax.process_index() else 5 << 32)"
+    script = f"import jax, jaxedit.processes; jaxedit.processes.join_processes(); print('found', {here})"
+    for output in ended(pair(home, "-c", script)):
+        assert f"found {5 << 32}" in output
 
 
 def test_without_others_the_message_names_what_to_set(home: Path) -> None:
