@@ -76,9 +76,16 @@ def _answers(
 
 
 def room_of(probes: Probes, batches: Sequence[slice]) -> Size:
-    """What `read` needs for any of some batches of these facts, which must be on the host."""
-    tokens, reads = (x.reshape(len(x), -1).sum(axis=1) for x in (_real(probes), probes.target_mask))
-    return Size(*(max(int(x[batch].sum()) for batch in batches) for x in (tokens, reads)))
+    """What `read` needs for any of some batches of these facts, which must be on the host.
+
+    In sixteenths of a batch's arrays, so that other facts find the program compiled.
+    """
+
+    def fullest(real: Bool[np.ndarray, "B *row"]) -> int:
+        sixteenths = max(math.ceil(16 * real[batch].mean()) for batch in batches)
+        return -(-sixteenths * max(real[batch].size for batch in batches) // 16)
+
+    return Size(fullest(np.asarray(_real(probes))), fullest(np.asarray(probes.target_mask)))
 
 
 def _real(probes: Probes) -> Bool[Array, "B N L"]:
@@ -139,22 +146,12 @@ def score_all(
     # The last batch is filled up with the last fact.
     filled = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], -count % batch, axis=0)]), probes)
     batches = [slice(start, start + batch) for start in range(0, count, batch)]
-    needed = room_of(filled, batches)
-    # In sixteenths of the arrays, so that other facts find the program compiled.
-    room = Size(
-        in_steps(needed.tokens, filled.tokens[:batch].size),
-        in_steps(needed.reads, filled.target[:batch].size),
-    )
+    room = room_of(filled, batches)
     parts = [
         to_host(scores_together(model, params, jax.tree.map(lambda x: x[rows], filled), room))  # noqa: B023
         for rows in batches
     ]
     return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
-
-
-def in_steps(count: int, whole: int) -> int:
-    """The least sixteenth of the whole that is no less than the count."""
-    return -(-math.ceil(16 * count / whole) * whole // 16)
 
 
 def summarise(scores: dict[str, Float[np.ndarray, "B"]]) -> dict[str, float]:
