@@ -4,6 +4,7 @@ On a larger model every editor has its preset. The small models are 4 layers dee
 layers, `lam` and learning rates were searched on the Llama-like one for an ES right after the edit of 90 or more.
 """
 
+import json
 from pathlib import Path
 
 from experiments.common import Arm, Study
@@ -43,10 +44,13 @@ NORM_AWARE = ("memit", "memit-history", "alphaedit", "encore", "evoedit", "lyapl
 
 
 def arm(study: Study, editor: str, *transforms: str, batch: int = 1, **departures: object) -> Arm:
-    """The editor with what its settings are for this model."""
-    given = SMALL.get(editor, Settings()) if Path(study.model).is_dir() else Settings()
-    fields = {name: value for name, value in vars(given).items() if value is not None}
-    return Arm(editor, Settings(**{**fields, **departures}), transforms, batch)
+    """The editor with what its settings are for this model, or as its name goes on: "memit:lam=10,clamp=2"."""
+    name, _, asked = editor.partition(":")
+    given = SMALL.get(name, Settings()) if Path(study.model).is_dir() else Settings()
+    fields = {field: value for field, value in vars(given).items() if value is not None}
+    pairs = [text.split("=") for text in asked.split(",") if text]
+    own = {field: json.loads(value) for field, value in pairs}
+    return Arm(name, Settings(**{**fields, **own, **departures}), transforms, batch, asked)
 
 
 def editors_of_facts() -> tuple[str, ...]:

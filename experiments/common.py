@@ -44,11 +44,14 @@ class Arm:
     settings: Settings = Settings()
     transforms: tuple[str, ...] = ()
     batch: int = 1
+    asked: str = ""
+    """Settings that its name departs by, as they were written."""
 
     @property
     def label(self) -> str:
         """How figures and tables call it."""
-        parts = [self.editor, *self.transforms, *([f"batch {self.batch}"] if self.batch != 1 else [])]
+        editor = f"{self.editor}:{self.asked}" if self.asked else self.editor
+        parts = [editor, *self.transforms, *([f"batch {self.batch}"] if self.batch != 1 else [])]
         return " + ".join(parts)
 
 

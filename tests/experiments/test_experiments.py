@@ -55,6 +55,18 @@ def test_on_other_models_editors_keep_their_presets() -> None:
     assert arm(Study(model="smollm2-135m"), "memit").settings.layers is None
 
 
+def test_an_editors_name_goes_on_with_settings() -> None:
+    bare, own = (arm(Study(), name) for name in ("alphaedit", "alphaedit:lam_n=100,null_fraction=0.95"))
+    assert own.editor == "alphaedit"
+    assert (own.settings.lam_n, own.settings.null_fraction, own.settings.layers) == (
+        100,
+        0.95,
+        bare.settings.layers,
+    )
+    assert own.label == "alphaedit:lam_n=100,null_fraction=0.95"
+    assert name_of(Study(), own, 0) != name_of(Study(), bare, 0)
+
+
 def test_measures_of_runs_lie_apart_also_where_names_have_dots() -> None:
     arms = [arm(Study(), "memit", text) for text in ("rect:0.4", "revive:0.2")]
     assert len({name_of(Study(), one, seed) for one in arms for seed in (0, 1)}) == 4
