@@ -224,11 +224,7 @@ class Asker:
         self.probes = None
         if controls is not None:
             facts = known_facts(load_facts(controls), 10**6, checkpoint)
-            bare = [
-                dataclasses.replace(fact, paraphrases=(), neighborhood=(), neighborhood_true=())
-                for fact in facts
-            ]
-            self.probes = encode_probes(bare, tokenizer, max_length=limit)
+            self.probes = encode_probes([fact.bare() for fact in facts], tokenizer, max_length=limit)
         text = study.beside(study.text, "held-out.txt")
         self.blocks = None
         if text is not None:

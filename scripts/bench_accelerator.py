@@ -101,12 +101,7 @@ def measure(bench: Bench, shape: str) -> None:
     )
     config = decoder_config(AutoConfig.for_model(**values).to_dict())
     settings = method("memit").configure(config)
-    work = Work(
-        (CONTEXTS + 1) * TAIL,
-        PREFIX + TAIL,
-        config.n_layers - 1 - max(settings.layers),
-        CONTEXTS * TARGET + 1,
-    )
+    work = work_of(config, settings)
     params = random_params(Model(config), settings.layers, dtype)
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     moments = {layer: jnp.eye(config.d_ff) for layer in settings.layers}
@@ -146,6 +141,12 @@ def measure(bench: Bench, shape: str) -> None:
             f"{row['arguments'] / 2**30:.2f} GiB of parameters and state; activations estimated at "
             f"{row['activations'] / 2**30:.2f} GiB"
         )
+
+
+def work_of(config: DecoderConfig, settings: Any) -> Work:
+    """What one of the made-up facts asks of MEMIT's gradients, at most."""
+    above = config.n_layers - 1 - max(settings.layers)
+    return Work((CONTEXTS + 1) * TAIL, PREFIX + TAIL, above, CONTEXTS * TARGET + 1)
 
 
 def random_params(model: Model, layers: tuple[int, ...], dtype: jnp.dtype) -> Params:

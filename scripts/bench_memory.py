@@ -24,14 +24,14 @@ from rich.console import Console
 from transformers import AutoConfig
 
 from jaxedit.editors import method
-from jaxedit.memory import FLOAT, Work, activation_bytes
+from jaxedit.memory import FLOAT, activation_bytes
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.families import decoder_config
 from jaxedit.models.model import Model
 from jaxedit.parallel import OneDevice
 from jaxedit.trajectory.run import Chunk, chunk_function, stack
 from jaxedit.types import Params
-from scripts.bench_accelerator import CONTEXTS, PREFIX, TAIL, TARGET, made_up
+from scripts.bench_accelerator import made_up, work_of
 from scripts.shapes import SHAPES
 
 
@@ -72,12 +72,6 @@ def measure(bench: Bench, shape: str) -> dict[str, Any]:
         peak(bench.batch, size, config, settings) for size in (bench.micro_batch, 2 * bench.micro_batch)
     )
     whole, layers = Model(config), len(settings.layers)
-    work = Work(
-        (CONTEXTS + 1) * TAIL,
-        PREFIX + TAIL,
-        config.n_layers - 1 - max(settings.layers),
-        CONTEXTS * TARGET + 1,
-    )
     masters = layers * config.d_ff * config.d_model * FLOAT
     held = {
         "parameters": sum(int(np.prod(size)) for size in whole.shapes.values()) * FLOAT - masters,
@@ -89,7 +83,7 @@ def measure(bench: Bench, shape: str) -> dict[str, Any]:
         **held,
         "peak": small,
         "activations": large - small,
-        "estimate": bench.micro_batch * activation_bytes(config, work, FLOAT, False),
+        "estimate": bench.micro_batch * activation_bytes(config, work_of(config, settings), FLOAT),
         "ratio": (2 * small - large) / sum(held.values()),
     }
 

@@ -1,7 +1,7 @@
 """A fact to edit, and what makes it usable."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxedit.errors import FactError
 
@@ -32,6 +32,10 @@ class Fact:
     def neighborhood_answers(self) -> tuple[str, ...]:
         """The answer that each neighborhood prompt must keep."""
         return self.neighborhood_true or (self.target_true,) * len(self.neighborhood)
+
+    def bare(self) -> "Fact":
+        """The fact scored on its prompt alone."""
+        return replace(self, paraphrases=(), neighborhood=(), neighborhood_true=())
 
 
 def validate(fact: Fact, where: str) -> None:

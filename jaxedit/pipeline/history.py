@@ -38,12 +38,13 @@ from jaxedit.pipeline.sequence import (
     placed_chunk,
     reopen,
 )
+from jaxedit.pipeline.used import used
 from jaxedit.trajectory.files import fingerprint
 from jaxedit.trajectory.journal import Finished
 from jaxedit.trajectory.replay import Rerun, Trajectory
 from jaxedit.trajectory.store import RunFolder
 from jaxedit.trajectory.writer import refuse_existing
-from jaxedit.types import Params, State
+from jaxedit.types import State
 
 
 def trajectory(path: str | Path, report: Report = quiet) -> tuple[Trajectory, RunConfig, Prepared]:
@@ -147,5 +148,5 @@ def model_at(path: str | Path, step: int | None = None, without: Collection[int]
     if without or step is not None:
         return with_matrices(prepared.checkpoint, found.without(without) if step is None else found.at(step))
     matrices, state = found.resumable(found.steps)
-    final = prepared.editor.finalize(Params(matrices, prepared.params.frozen), state)
-    return with_matrices(prepared.checkpoint, final.edited)
+    final = used(prepared, matrices, state)
+    return with_matrices(prepared.checkpoint, final)

@@ -1,7 +1,6 @@
 """A run's ingredients: the model, the facts in their order, contexts, second moments, the editor."""
 
 import dataclasses
-import functools
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -22,7 +21,7 @@ from jaxedit.editors.hypernet import HyperConfig, Hypernet
 from jaxedit.editors.presets import preset_for
 from jaxedit.editors.transforms import build_transforms, chain, read_transform
 from jaxedit.errors import ConfigError, FactError
-from jaxedit.evaluation.edits import probe_scores
+from jaxedit.evaluation.edits import scores_together
 from jaxedit.evaluation.generation import sample
 from jaxedit.memory import Cut
 from jaxedit.models.sources import Checkpoint, load
@@ -91,11 +90,8 @@ def known_facts(
 ) -> list[Fact]:
     """The first `count` facts whose true object the unedited model gives by arg-max on the bare prompt."""
     model = checkpoint.model
-    bare = [
-        dataclasses.replace(fact, paraphrases=(), neighborhood=(), neighborhood_true=()) for fact in facts
-    ]
+    bare = [fact.bare() for fact in facts]
     shape = probe_shape(bare, checkpoint.tokenizer, max_length=model.config.max_positions)
-    step = jax.jit(functools.partial(probe_scores, model))
     known: list[Fact] = []
     for start in range(0, len(facts), batch):
         rows = bare[start : start + batch]
@@ -105,7 +101,7 @@ def known_facts(
             max_length=model.config.max_positions,
             shape=shape,
         )
-        knows = to_host(step(checkpoint.params, probes)["knows"])[: len(rows)]
+        knows = to_host(scores_together(model, checkpoint.params, probes)["knows"])[: len(rows)]
         known += [fact for fact, yes in zip(facts[start : start + batch], knows, strict=True) if yes]
         report("finding facts the model knows", min(len(known), count), count)
         if len(known) >= count:

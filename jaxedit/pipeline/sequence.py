@@ -251,8 +251,9 @@ def guard_for(config: RunConfig, prepared: Prepared, policy: Policy | None = Non
 
 def apply_function(config: RunConfig, prepared: Prepared, guard: Guard, plan: Plan) -> ApplyChunk:
     """The compiled driver of this run."""
-    observe = functools.partial(probe_scores, prepared.checkpoint.model, room=plan.room)
-    return chunk_function(prepared.editor, observe if config.score else None, guard)
+    model = prepared.checkpoint.model
+    observe = functools.partial(probe_scores, model, room=plan.room) if config.score else None
+    return chunk_function(prepared.editor, observe, guard)
 
 
 def _refusal(path: Path, update: int, steps: Step, offset: int, facts: list) -> str:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,22 +36,29 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(home: Path, *arguments: str, devices: int = 1, **variables: str) -> subprocess.Popen:
-    """The command line, or Python's, in a process of its own, in the cache of `home`."""
+    """The command line in a process of its own, in the cache of `home`."""
+    command = ("-m", "jaxedit.cli", *arguments, "--no-compile-cache")
+    return python(home, *command, devices=devices, **variables)
+
+
+def python(home: Path, *arguments: str, devices: int = 1, **variables: str) -> subprocess.Popen:
+    """Python with these arguments."""
     given = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     given |= {"JAXEDIT_CACHE": str(home / "cache"), **variables}
-    ours = () if arguments[0] == "-c" else ("-m", "jaxedit.cli")
-    command = [sys.executable, *ours, *arguments, "--no-compile-cache"]
+    command = [sys.executable, *arguments]
     return subprocess.Popen(
         command, env=os.environ | given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def pair(home: Path, *arguments: str) -> list[subprocess.Popen]:
+def pair(
+    home: Path, *arguments: str, begin: Callable[..., subprocess.Popen] = started
+) -> list[subprocess.Popen]:
     """Two processes that know of each other."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    return [started(home, *arguments, **{ADDRESS: address, COUNT: "2", NUMBER: str(i)}) for i in range(2)]
+    return [begin(home, *arguments, **{ADDRESS: address, COUNT: "2", NUMBER: str(i)}) for i in range(2)]
 
 
 def ended(processes: list[subprocess.Popen]) -> list[str]:
@@ -107,7 +114,7 @@ def test_processes_agree_on_the_least_memory(home: Path) -> None:
     """Else they would cut their batches in different ways, and wait for each other for ever."""
     here = "jaxedit.processes.least_bytes(6 << 32 if jax.process_index() else 5 << 32)"
     script = f"import jax, jaxedit.processes; jaxedit.processes.join_processes(); print('found', {here})"
-    for output in ended(pair(home, "-c", script)):
+    for output in ended(pair(home, "-c", script, begin=python)):
         assert f"found {5 << 32}" in output
 
 
