@@ -49,6 +49,13 @@ class Pairs(NamedTuple):
         return shape_name((self.key.shape[-1], self.gradient.shape[-1]))
 
 
+class Start(NamedTuple):
+    """Hidden states to go on from, where the layers below are not to be run again."""
+
+    layer: int  # they are its input
+    hidden: Float[Array, "N T d_model"]
+
+
 class Features(NamedTuple):
     """Of a batch of B facts, by path of the matrix."""
 
@@ -57,12 +64,18 @@ class Features(NamedTuple):
 
 
 def token_features(
-    model: Model, params: Params, requests: Requests, paths: Sequence[str], tokens: Tokens
+    model: Model,
+    params: Params,
+    requests: Requests,
+    paths: Sequence[str],
+    tokens: Tokens,
+    start: Start | None = None,
 ) -> Features:
     """The pairs of the edit loss at every path: n = B (P + S) for all tokens, B T for the answer's.
 
     The loss is the sum over facts of the mean target NLL on the bare prompt, teacher forced: a fact's pairs are
-    the same in any batch. With all tokens `sum u v^T` is its gradient with respect to the matrix.
+    the same in any batch. With all tokens `sum u v^T` is its gradient with respect to the matrix. `start` holds the
+    rows of `whole_rows` at or below the first of these matrices' layers.
     """
     rows, valid, predict_at = whole_rows(requests)
     at, mask = positions(valid), causal_mask(valid)
@@ -71,8 +84,9 @@ def token_features(
     def loss(shifts: dict[str, Array]):
         decoder = model.bind(params)
         probes = insert_probes(decoder, shifts)
-        every = range(model.config.n_layers)
-        h, _, _ = decoder.run(decoder.embed(rows, at), every, position=at, mask=mask)
+        begin = Start(0, decoder.embed(rows, at)) if start is None else start
+        rest = range(begin.layer, model.config.n_layers)
+        h, _, _ = decoder.run(begin.hidden, rest, position=at, mask=mask)
         h = jnp.take_along_axis(h, predict_at[..., None], axis=1)
         log_p = jax.nn.log_softmax(decoder.logits(h))
         nll = -jnp.take_along_axis(log_p, requests.target[..., None], axis=-1)[..., 0]

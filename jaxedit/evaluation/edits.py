@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxedit.models.decoder import Decoder
 from jaxedit.models.model import Model
 from jaxedit.models.packing import Size, pack, packing_of, unpack
+from jaxedit.models.rows import run_rows
 from jaxedit.processes import to_host
 from jaxedit.types import NEIGHBORHOOD, PARAPHRASE, REWRITE, Params, Probes
 
@@ -52,16 +53,15 @@ def read(
 def _predicting(decoder: Decoder, probes: Probes, room: Size | None) -> Float[Array, "B N 2 T d_model"]:
     """Hidden states after the last layer where targets are predicted."""
     tokens, position, branch = (x.reshape(-1, x.shape[-1]) for x in probes[:3])
-    packing = None if room is None else packing_of(_real(probes).reshape(tokens.shape), room.tokens)
-    h = decoder.embed(tokens, position)
-    h, _, _ = decoder.run(
-        h if packing is None else pack(h, packing),
+    h = run_rows(
+        decoder,
+        decoder.embed(tokens, position),
         range(decoder.config.n_layers),
         position=position,
         mask=branch_mask(branch),
-        packing=packing,
+        real=real_tokens(probes).reshape(tokens.shape),
+        places=None if room is None else room.tokens,
     )
-    h = h if packing is None else unpack(h, packing)
     at = probes.predict_at.reshape(len(tokens), -1, 1)
     return jnp.take_along_axis(h, at, axis=1).reshape(*probes.predict_at.shape, -1)
 
@@ -80,15 +80,19 @@ def room_of(probes: Probes, batches: Sequence[slice]) -> Size:
 
     In sixteenths of a batch's arrays, so that other facts find the program compiled.
     """
-
-    def fullest(real: Bool[np.ndarray, "B *row"]) -> int:
-        sixteenths = max(math.ceil(16 * real[batch].mean()) for batch in batches)
-        return -(-sixteenths * max(real[batch].size for batch in batches) // 16)
-
-    return Size(fullest(np.asarray(_real(probes))), fullest(np.asarray(probes.target_mask)))
+    return Size(
+        fullest(np.asarray(real_tokens(probes)), batches), fullest(np.asarray(probes.target_mask), batches)
+    )
 
 
-def _real(probes: Probes) -> Bool[Array, "B N L"]:
+def fullest(real: Bool[np.ndarray, "B *row"], batches: Sequence[slice]) -> int:
+    """The most that are real in any of the batches, rounded up to sixteenths of a batch."""
+    sixteenths = max(math.ceil(16 * real[batch].mean()) for batch in batches)
+    return -(-sixteenths * max(real[batch].size for batch in batches) // 16)
+
+
+def real_tokens(probes: Probes) -> Bool[Array, "B N L"]:
+    """Which tokens are no padding."""
     return (probes.branch >= 0) & (probes.kind >= 0)[..., None]
 
 

@@ -16,6 +16,7 @@ from jaxedit.editors.hypernet import HyperConfig, Hypernet, fresh
 from jaxedit.errors import ConfigError
 from jaxedit.models.model import Model
 from jaxedit.training.checkpoints import Checkpoints
+from jaxedit.training.hidden import with_hidden
 from jaxedit.training.lessons import Lessons, grouped, take
 from jaxedit.training.steps import TrainConfig, begin, held_out_loss, looked, order, train_step
 
@@ -52,12 +53,14 @@ def train_hypernetwork(
     advance = functools.partial(jax.jit(train_step, static_argnums=(0, 1, 2)), model, config, training)
     look = functools.partial(jax.jit(held_out_loss, static_argnums=(0, 1, 2)), model, config, training)
     judged = jax.jit(looked)
-    groups, facts = grouped(held_out, training.edits), len(lessons.requests.weight)
     start_key, order_key = jax.random.split(key)
     progress = begin(jax.jit(fresh, static_argnums=(0, 1))(model, config, start_key), training)
     store = (
         None if folder is None else Checkpoints(folder, _identity(lessons, held_out, config, training, key))
     )
+    if training.keep_hidden:
+        lessons, held_out = (with_hidden(model, params, config, one, report) for one in (lessons, held_out))
+    groups, facts = grouped(held_out, training.edits), len(lessons.requests.weight)
     if store is not None and store.latest:
         progress = store.restore(progress)
     else:

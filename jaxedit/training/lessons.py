@@ -10,10 +10,18 @@ from jaxtyping import Array, Float, Int
 
 from jaxedit.data import Fact, encode_probes, encode_requests
 from jaxedit.data.tokens import Tokenizer
+from jaxedit.editors.features import Start
 from jaxedit.errors import FactError
 from jaxedit.evaluation.edits import branch_mask
 from jaxedit.models.model import Model
 from jaxedit.types import NEIGHBORHOOD, Params, Probes, Requests
+
+
+class Hidden(NamedTuple):
+    """The residual stream of F facts at the input of the first layer that is edited: no edit changes it."""
+
+    requests: Float[Array, "F M d_model"]  # prompts with targets, as of `whole_rows`
+    probes: Float[Array, "F N L d_model"]
 
 
 class Lessons(NamedTuple):
@@ -21,6 +29,7 @@ class Lessons(NamedTuple):
 
     requests: Requests
     probes: Probes  # prompt and paraphrases are to give the new target, the neighborhood is to stay as it was
+    hidden: Hidden | None = None  # None: computed anew wherever it is needed
 
 
 class Judgement(NamedTuple):
@@ -56,13 +65,16 @@ def grouped(lessons: Lessons, size: int) -> Lessons:
     return groups._replace(requests=groups.requests._replace(weight=weight))
 
 
-def predictions(model: Model, params: Params, probes: Probes) -> Float[Array, "B N 2 T V"]:
+def predictions(
+    model: Model, params: Params, probes: Probes, start: Start | None = None
+) -> Float[Array, "B N 2 T V"]:
     """log p of every token where a target token is predicted, on all rows, for both targets."""
     length = probes.tokens.shape[-1]
     decoder = model.bind(params)
     tokens, position, branch = (x.reshape(-1, length) for x in probes[:3])
-    every, mask = range(model.config.n_layers), branch_mask(branch)
-    h, _, _ = decoder.run(decoder.embed(tokens, position), every, position=position, mask=mask)
+    begin = Start(0, decoder.embed(tokens, position)) if start is None else start
+    rest = range(begin.layer, model.config.n_layers)
+    h, _, _ = decoder.run(begin.hidden, rest, position=position, mask=branch_mask(branch))
     at = probes.predict_at.reshape(len(tokens), -1)
     log_p = jax.nn.log_softmax(decoder.logits(jnp.take_along_axis(h, at[..., None], axis=1)))
     return log_p.reshape(*probes.predict_at.shape, -1)

@@ -27,6 +27,7 @@ LAYERS = (0, 1)
 QUICK = TrainConfig(edits=1, accumulate=4, steps=20, every=10, learning_rate=1e-3, rate_learning_rate=1e-4)
 TARGETS = ("Rome", "Italy", "English", "jazz")
 NETS = (pytest.param("mend", marks=pytest.mark.slow), "malmen")
+TRAINING = "training the network"
 OTHERS = ("The weather of the town is", "The famous pianist lies in the city of")
 
 
@@ -86,13 +87,17 @@ def test_split_meta_gradient_is_that_of_one_differentiation_through_everything(g
                 system = one.key.T @ one.key + jnp.exp(net.log_ridge[path]) * jnp.eye(one.key.shape[1])
                 delta = jnp.linalg.solve(system, one.key.T @ wanted)
             changed[path] = params.edited[path] + delta
-        return edit_loss(gpt2.model, QUICK, params, params._replace(edited=params.edited | changed), lesson)
+        return edit_loss(
+            gpt2.model, config, QUICK, params, params._replace(edited=params.edited | changed), lesson
+        )
 
     @jax.jit
     def split(net: Net) -> Net:
         changes, pull_back = jax.vjp(lambda net: changes_of(net, running, features), net)
         batch = jax.tree.map(lambda x: x[None], lesson)
-        slope = jax.grad(lambda c: change_loss(gpt2.model, QUICK, params, batch, jnp.int32(0), c))(changes)
+        slope = jax.grad(lambda c: change_loss(gpt2.model, config, QUICK, params, batch, jnp.int32(0), c))(
+            changes
+        )
         return pull_back(slope)[0]
 
     with jax.default_matmul_precision("highest"):
@@ -132,6 +137,15 @@ def test_training_lowers_the_held_out_loss(gpt2: Case, name: str) -> None:
     assert not same_bits(trained.hypernet.net, fresh(gpt2.model, config, jax.random.key(0)).net)
 
 
+def test_hidden_states_kept_of_the_layers_below_change_nothing_but_the_time(gpt2: Case) -> None:
+    config = replace(malmen_of(), layers=(1,))
+    kept = train(gpt2, config, replace(QUICK, steps=10))
+    anew = train(gpt2, config, replace(QUICK, steps=10, keep_hidden=False))
+    np.testing.assert_allclose(kept.losses, anew.losses, rtol=1e-4)
+    np.testing.assert_allclose(kept.held_out, anew.held_out, rtol=1e-4)
+    assert kept.held_out[-1] < kept.held_out[0]
+
+
 def test_training_stops_early_with_the_best_net_and_when_interrupted_goes_on_to_the_same_bits(
     gpt2: Case, tmp_path: Path
 ) -> None:
@@ -145,14 +159,20 @@ def test_training_stops_early_with_the_best_net_and_when_interrupted_goes_on_to_
     class Stop(Exception):
         pass
 
-    def interrupt(_: str, step: int, __: int) -> None:
-        if step == 2:
+    def interrupt(stage: str, step: int, _: int) -> None:
+        if (stage, step) == (TRAINING, 2):
             raise Stop
 
     with pytest.raises(Stop):
         train(gpt2, malmen_of(), wild, tmp_path, interrupt)
     looks: list[int] = []
-    resumed = train(gpt2, malmen_of(), wild, tmp_path, lambda _, step, __: looks.append(step))
+    resumed = train(
+        gpt2,
+        malmen_of(),
+        wild,
+        tmp_path,
+        lambda stage, step, _: looks.append(step) if stage == TRAINING else None,
+    )
     assert looks == list(range(3, len(whole.losses) + 1))
     assert same_bits(resumed, whole)
     with pytest.raises(RunError, match="another training: its training differ"):
@@ -166,14 +186,15 @@ def test_a_sequence_of_edits_is_judged_by_those_before(gpt2: Case) -> None:
     params, path = gpt2.params(LAYERS), gpt2.model.config.edited_path(0)
     changes = {path: 0.05 * jax.random.normal(jax.random.key(0), gpt2.model.shapes[path])}
     after, size = moved(params, changes), float(jnp.square(changes[path]).sum())
-    worth = jax.jit(edit_loss, static_argnums=(0, 1))
+    config = malmen_of()
+    worth = jax.jit(edit_loss, static_argnums=(0, 1, 2))
     own, earlier = (
-        float(worth(gpt2.model, training, params, after, take(batch, np.int32(i)))) for i in (1, 0)
+        float(worth(gpt2.model, config, training, params, after, take(batch, np.int32(i)))) for i in (1, 0)
     )
-    loss = jax.jit(change_loss, static_argnums=(0, 1))
-    found = loss(gpt2.model, training, params, batch, jnp.int32(1), changes)
+    loss = jax.jit(change_loss, static_argnums=(0, 1, 2))
+    found = loss(gpt2.model, config, training, params, batch, jnp.int32(1), changes)
     assert float(found) == pytest.approx(0.25 * size + own + 0.5 * earlier, rel=1e-5)
-    first = loss(gpt2.model, training, params, batch, jnp.int32(0), changes)
+    first = loss(gpt2.model, config, training, params, batch, jnp.int32(0), changes)
     assert float(first) == pytest.approx(0.25 * size + earlier, rel=1e-5)
 
 
