@@ -33,6 +33,7 @@ class Cut(NamedTuple):
     pieces: int
     remat: bool
     needed: int  # bytes for the activations of a piece
+    columns: bool = False  # with transposed copies of the frozen matrices (`jaxedit.models.columns`)
 
 
 def activation_bytes(config: DecoderConfig, work: Work, itemsize: int, remat: bool = False) -> int:

@@ -1,8 +1,11 @@
 """The import rules of the house, read off the source."""
 
 import ast
+import builtins
+import dis
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
@@ -10,6 +13,8 @@ import jaxedit
 
 PACKAGE = Path(jaxedit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(file for room in ("scripts", "experiments") for file in (ROOT / room).glob("*.py"))
 
 
 def module_of(file: Path) -> str:
@@ -117,7 +122,18 @@ def test_transformers_is_imported_only_where_text_and_checkpoints_are() -> None:
         ("trajectory", ("trajectory", "parallel", "linalg", "configs", "types", "errors")),
         (
             "training",
-            ("training", "editors", "data", "evaluation", "models", "linalg", "types", "errors", "configs"),
+            (
+                "training",
+                "editors",
+                "data",
+                "evaluation",
+                "models",
+                "lookup",
+                "linalg",
+                "types",
+                "errors",
+                "configs",
+            ),
         ),
     ],
 )
@@ -153,3 +169,28 @@ def test_editors_and_linear_algebra_neither_compile_nor_place_nor_print() -> Non
                 else ""
             )
             assert name not in forbidden, f"{file.name}, line {node.lineno}: {name}"
+
+
+def globals_read(code: CodeType) -> Iterator[str]:
+    """Names that a piece of code, and what it defines, looks up outside of functions."""
+    yield from (
+        step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    )
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from globals_read(inner)
+
+
+@pytest.mark.parametrize("file", [*FILES, *SCRIPTS], ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_name_is_defined(file: Path) -> None:
+    """Type checker and linter cannot tell: to them the shapes of jaxtyping are undefined names too."""
+    source = file.read_text()
+    known = {"__file__", "__annotations__", "__qualname__", "__module__", *dir(builtins)}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            known.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            known.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            known.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+    assert set(globals_read(compile(source, str(file), "exec"))) - known == set()

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxedit.editors.objective import FactConfig, target_nll
-from jaxedit.editors.optimiser import all_finite, descend, optimiser
+from jaxedit.editors.objective import FactConfig, learn_facts
+from jaxedit.editors.optimiser import all_finite, optimiser
 from jaxedit.models.decoder import Decoder
 from jaxedit.models.model import Model
 from jaxedit.types import EditInfo, Editor, Params, Requests
@@ -48,8 +48,8 @@ def fine_tune(model: Model, config: FineTuneConfig) -> Editor:
                 return weights
             return jax.tree.map(lambda w, c: c + jnp.clip(w - c, -bound, bound), weights, centre)
 
-        objective = target_nll(bind, start, requests, first, config.objective, model.placement.pieces)
-        end = descend(objective, start, transform.init(start), transform, config, bounded)
+        moments = transform.init(start)
+        end = learn_facts(model, bind, start, moments, transform, requests, first, config, bounded)
         deltas = jax.tree.map(jnp.subtract, end.weights, start)
         info = EditInfo(deltas, end.metrics, all_finite(end.weights))
         return Params(params.edited | end.weights, params.frozen), state, info

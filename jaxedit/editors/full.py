@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from jaxedit.editors.objective import Bind, FactConfig, target_nll, text_nll
-from jaxedit.editors.optimiser import Objective, OptimiserConfig, all_finite, descend, optimiser
+from jaxedit.editors.objective import Bind, FactConfig, learn_facts, text_nll
+from jaxedit.editors.optimiser import Descent, OptimiserConfig, all_finite, descend, optimiser
 from jaxedit.models.decoder import Decoder
 from jaxedit.models.model import Model
 from jaxedit.types import EditInfo, Editor, Params, Requests, TextBatch
 
-Ask = Callable[[Bind, dict[str, Array], Any], Objective]
+Learn = Callable[[Bind, dict[str, Array], optax.OptState, Any], Descent]
+"""What a batch teaches, from these parameters and moments on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +48,10 @@ def full_fine_tune(model: Model, config: FullConfig) -> Editor:
     """
     first = 0 if config.layers is None else min(config.layers)
 
-    def ask(bind: Bind, start: dict[str, Array], requests: Requests) -> Objective:
-        return target_nll(bind, start, requests, first, config.objective, model.placement.pieces)
+    def learn(bind: Bind, start: dict[str, Array], state: optax.OptState, requests: Requests) -> Descent:
+        return learn_facts(model, bind, start, state, optimiser(config), requests, first, config)
 
-    return _editor(model, config, ask)
+    return _editor(model, config, learn)
 
 
 def continue_pretraining(model: Model, config: PretrainConfig) -> Editor:
@@ -59,13 +60,14 @@ def continue_pretraining(model: Model, config: PretrainConfig) -> Editor:
     The state is optax's. Errors as `full_fine_tune`.
     """
 
-    def ask(bind: Bind, _: dict[str, Array], batch: TextBatch) -> Objective:
-        return text_nll(bind, batch, model.placement.pieces)
+    def learn(bind: Bind, start: dict[str, Array], state: optax.OptState, batch: TextBatch) -> Descent:
+        objective = text_nll(bind, batch, model.placement.pieces)
+        return descend(objective, start, state, optimiser(config), config)
 
-    return _editor(model, config, ask)
+    return _editor(model, config, learn)
 
 
-def _editor(model: Model, config: PretrainConfig, ask: Ask) -> Editor:
+def _editor(model: Model, config: PretrainConfig, learn: Learn) -> Editor:
     paths = model.parameter_paths(config.layers, config.targets)
     transform = optimiser(config)
 
@@ -78,7 +80,7 @@ def _editor(model: Model, config: PretrainConfig, ask: Ask) -> Editor:
         def bind(weights: dict[str, Array]) -> Decoder:
             return model.bind(Params(params.edited | weights, params.frozen))
 
-        end = descend(ask(bind, start, requests), start, state, transform, config)
+        end = learn(bind, start, state, requests)
         deltas = jax.tree.map(jnp.subtract, end.weights, start)
         info = EditInfo(deltas, end.metrics, all_finite(end.weights))
         return Params(params.edited | end.weights, params.frozen), end.optimiser, info

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, UInt32
 
-from jaxedit.editors.objective import FactConfig, target_nll
-from jaxedit.editors.optimiser import all_finite, descend, optimiser
+from jaxedit.editors.objective import FactConfig, learn_facts
+from jaxedit.editors.optimiser import all_finite, optimiser
 from jaxedit.linalg import added
 from jaxedit.models.decoder import Decoder
 from jaxedit.models.model import Model
@@ -78,11 +78,11 @@ def lora(model: Model, config: LoRAConfig) -> Editor:
         def bind(adapters: Adapters) -> Decoder:
             return model.bind(params, scaled(adapters, scale))
 
-        objective = target_nll(bind, start, requests, first, config.objective, model.placement.pieces)
-        end = descend(objective, start, transform.init(start), transform, config)
+        moments = transform.init(start)
+        end = learn_facts(model, bind, start, moments, transform, requests, first, config)
         deltas = scaled(end.weights, scale)
         merged = merge(params, deltas)
-        asked = objective.share.sum() > 0
+        asked = requests.weight.sum() > 0
         info = EditInfo({**deltas}, end.metrics, all_finite({path: merged.edited[path] for path in paths}))
         return merged, EditKey(state.key, state.edits + asked), info
 
@@ -108,10 +108,7 @@ def lora_sequence(model: Model, config: LoRASequenceConfig) -> Editor:
         def bind(adapters: Adapters) -> Decoder:
             return model.bind(params, changes(state.adapters, adapters, scale))
 
-        objective = target_nll(
-            bind, state.adapters, requests, first, config.objective, model.placement.pieces
-        )
-        end = descend(objective, state.adapters, state.optimiser, transform, config)
+        end = learn_facts(model, bind, *state, transform, requests, first, config)
         deltas = changes(state.adapters, end.weights, scale)
         merged = merge(params, deltas)
         info = EditInfo({**deltas}, end.metrics, all_finite({path: merged.edited[path] for path in paths}))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.packing import Packing, pack, unpack
-from jaxedit.models.products import product
+from jaxedit.models.products import product, product_with_table
 from jaxedit.models.rotary import rotary_angles, rotate
 from jaxedit.types import LowRank, Trace
 
@@ -71,9 +71,10 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (d_in, d_out)))
         self.bias = nnx.Param(jnp.zeros((d_out,))) if bias else None
         self.adapter: LowRank | None = None
+        self.columns: Array | None = None  # see `jaxedit.models.columns`
 
     def __call__(self, x: Float[Array, "*N d_in"]) -> Float[Array, "*N d_out"]:
-        y = product(x, self.kernel[...])
+        y = product(x, self.kernel[...], self.columns)
         if self.adapter is not None:
             inner = jnp.matmul(x, self.adapter.left, precision="highest")
             y = y + jnp.matmul(inner, self.adapter.right, precision="highest")
@@ -209,6 +210,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.remat = False  # see `Model.remat`
+        self.columns: Array | None = None  # of the embedding table; see `jaxedit.models.columns`
         table = 0.02 * jax.random.normal(rngs.params(), (config.vocab_size, config.d_model))
         self.embedding = nnx.Param(table)
         if config.position == "learned":
@@ -291,10 +293,8 @@ class Decoder(nnx.Module):
     def logits(self, h: Float[Array, "*N d_model"]) -> Float[Array, "*N vocab"]:
         """Next-token logits in float32 from the residual stream after the last layer."""
         h = self.final_norm(h)
-        if self.head is not None:
-            logits = self.head(h)
-        else:  # contracted in place: a transposed table would be copied in every backward pass
-            logits = jnp.einsum("...d,vd->...v", h, self.embedding[...], precision="highest")
+        head = self.head
+        logits = product_with_table(h, self.embedding[...], self.columns) if head is None else head(h)
         logits = logits if self.head_bias is None else logits + self.head_bias[...]
         logits = logits.astype(jnp.float32)
         return logits if self.config.logit_cap is None else capped(logits, self.config.logit_cap)

@@ -43,12 +43,18 @@ class Model:
     ) -> Decoder:
         """The decoder with these parameters, to be called inside traced functions; copies nothing.
 
-        `adapters` are low-rank changes of matrices by path; they are applied to the inputs, not merged.
+        `adapters` are low-rank changes of matrices by path; they are applied to the inputs, not merged. Among the
+        parameters may be transposed copies (`jaxedit.models.columns`).
         """
         flat = params.frozen | params.edited if isinstance(params, Params) else params
-        nested = unflatten_dict({tuple(_keys(path)): leaf for path, leaf in flat.items()})
+        copies = {path: leaf for path, leaf in flat.items() if path not in self.shapes}
+        nested = unflatten_dict(
+            {tuple(_keys(path)): leaf for path, leaf in flat.items() if path not in copies}
+        )
         decoder = nnx.merge(self._abstract[0], nested)
         decoder.remat = self.remat
+        for path, copy in copies.items():
+            reduce(_child, _keys(path)[:-1], decoder).columns = nnx.data(copy)
         for path, adapter in (adapters or {}).items():
             linear = reduce(_child, _keys(path)[:-1], decoder)
             linear.adapter = nnx.data(adapter)

@@ -54,6 +54,9 @@ class DeviceConfig:
     """Facts of a batch, or rows of text, that a device works on at once; by default as many as its memory holds."""
     remat: bool | None = None
     """Compute the inside of layers again for gradients; by default where memory does not hold one fact without."""
+    columns: bool | None = None
+    """Keep transposed copies of the frozen matrices, which products of few tokens read faster on a CPU; by default
+    where an update has few tokens and the copies take at most a quarter of the memory that is left."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,7 +14,10 @@ from jaxedit.editors.locate import LocateConfig
 from jaxedit.editors.objective import FactConfig
 from jaxedit.errors import ConfigError
 from jaxedit.memory import KEPT, Cut, Work, activation_bytes, cut_for, device_memory
+from jaxedit.models.columns import column_names
+from jaxedit.models.products import FORWARD
 from jaxedit.models.sources import Checkpoint
+from jaxedit.parallel import OneDevice
 from jaxedit.pipeline.config import RunConfig
 from jaxedit.processes import least_bytes
 
@@ -51,7 +55,26 @@ def cut_of(
                 f"{batch} rows of text cannot be cut into {pieces} equal pieces: change micro_batch"
             )
         pieces = next(n for n in range(pieces, batch + 1) if batch % n == 0)
-    return Cut(pieces, remat, -(-each // pieces) * activation_bytes(model, work, itemsize, remat))
+    together = -(-each // pieces)
+    columns = devices.columns
+    if columns is None:
+        few = few_tokens(together, work, settings) and isinstance(checkpoint.model.placement, OneDevice)
+        columns = few and copied_bytes(config, checkpoint, settings) < free / 4
+    return Cut(pieces, remat, together * activation_bytes(model, work, itemsize, remat), columns)
+
+
+def few_tokens(facts: int, work: Work, settings: Any) -> bool:
+    """Whether products of so few tokens at a time gain from `jaxedit.models.columns`."""
+    smallest = min(settings.values.shares, default=1.0) if isinstance(settings, LocateConfig) else 1.0
+    return jax.default_backend() == "cpu" and facts * work.tokens * smallest <= FORWARD
+
+
+def copied_bytes(config: RunConfig, checkpoint: Checkpoint, settings: Any) -> int:
+    """What transposed copies of the frozen matrices take."""
+    model = checkpoint.model
+    frozen = model.shapes.keys() - set(method(config.editor).paths(model, settings))
+    numbers = sum(int(np.prod(model.shapes[path])) for path in column_names(model.config, frozen))
+    return numbers * jnp.dtype(config.dtype).itemsize
 
 
 def work_of(

@@ -85,7 +85,7 @@ def rerun_of(config: RunConfig, folder: RunFolder, prepared: Prepared) -> Rerun:
         active = jnp.arange(plan.length) < count
         copies = jax.tree.map(jnp.copy, placed(edited, state, prepared.devices))
         again = placed_chunk(planned.chunk._replace(active=active), prepared.devices)
-        edited, state, _ = apply(copies[0], prepared.params.frozen, copies[1], again)
+        edited, state, _ = apply(copies[0], prepared.frozen, copies[1], again)
         return on_one_device((edited, state), prepared.devices)
 
     return rerun

@@ -24,6 +24,7 @@ from jaxedit.errors import ConfigError, FactError
 from jaxedit.evaluation.edits import scores_together
 from jaxedit.evaluation.generation import sample
 from jaxedit.memory import Cut
+from jaxedit.models.columns import columns_of
 from jaxedit.models.sources import Checkpoint, load
 from jaxedit.moments import load_moments
 from jaxedit.parallel import Devices, devices_for, placed_parameters, replicated
@@ -53,6 +54,12 @@ class Prepared(NamedTuple):
     params: Params
     devices: Devices
     cut: Cut
+    columns: dict[str, Array]  # transposed copies of frozen matrices; empty where they gain nothing
+
+    @property
+    def frozen(self) -> dict[str, Array]:
+        """What updates read and do not write."""
+        return self.params.frozen | self.columns
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -178,7 +185,8 @@ def prepare(
     checkpoint = with_matrices(checkpoint, origin)
     split = checkpoint.model.split(checkpoint.params, chosen.paths(checkpoint.model, resolved))
     params = Params(*(placed_parameters(part, devices) for part in split))
-    return Prepared(checkpoint, facts, contexts, moments, editor, resolved, params, devices, cut)
+    columns = columns_of(model.config, params.frozen) if cut.columns else {}
+    return Prepared(checkpoint, facts, contexts, moments, editor, resolved, params, devices, cut, columns)
 
 
 def trained_network(config: RunConfig, checkpoint: Checkpoint) -> tuple[Hypernet, HyperConfig]:

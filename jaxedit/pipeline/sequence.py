@@ -202,7 +202,7 @@ def _apply_all(
             return edited, state, True
         chunk = placed_chunk(planned.chunk, prepared.devices)
         edited, state = placed(edited, state, prepared.devices)
-        edited, state, steps = apply(edited, prepared.params.frozen, state, chunk)
+        edited, state, steps = apply(edited, prepared.frozen, state, chunk)
         steps = replicated(steps, prepared.devices)
         upcoming = next(chunks, None)  # encoded while the device works
         writer.wait()  # for the copies of the chunk before, so that there is one set of them

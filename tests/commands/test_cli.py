@@ -120,22 +120,23 @@ def stopped_run(home: Path, name: str) -> Path:
     return home / name
 
 
-def test_a_batch_in_pieces_is_the_same_run_to_rounding(
+def test_a_batch_in_pieces_or_without_copies_is_the_same_run_to_rounding(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     norms = {}
     for name, options, asked in (
-        ("whole", [], (1, False)),
-        ("micro", ["--devices.micro-batch", "2"], (2, False)),
-        ("memory", ["--devices.memory", "1e-6"], (3, True)),
+        ("whole", [], (1, False, True)),
+        ("micro", ["--devices.micro-batch", "2"], (2, False, True)),
+        ("rows", ["--devices.columns", "False"], (1, False, False)),
+        ("memory", ["--devices.memory", "1e-6"], (3, True, False)),
     ):
         main(["run", str(home / "run.toml"), "--out", str(home / name), "--batch-size", "3", *options])
         cut = json.loads((home / name / "environment.json").read_text())["cut"]
-        assert (cut["pieces"], cut["remat"]) == asked
+        assert (cut["pieces"], cut["remat"], cut["columns"]) == asked
         assert ("layers computed again" in capsys.readouterr().out) == cut["remat"]
         (line,) = (home / name / "metrics.jsonl").read_text().splitlines()
         norms[name] = json.loads(line)["delta_norm"]
-    for name in ("micro", "memory"):
+    for name in ("micro", "rows", "memory"):
         assert norms[name] == pytest.approx(norms["whole"], rel=1e-4)
 
 

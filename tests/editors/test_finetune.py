@@ -1,5 +1,7 @@
 """FT and FT-L against the oracle's Adam in float64, and their bounds and stops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import torch
 
 from jaxedit.data import pad_requests
 from jaxedit.editors.finetune import FineTuneConfig, fine_tune
+from jaxedit.editors.objective import real_tokens, target_nll
+from jaxedit.models.decoder import Decoder
 from jaxedit.types import EditInfo, Params, Requests
 from tests.cases import FACTS, LAYER, Case, oracle_facts, relative
 from tests.reference import editors as oracle
@@ -115,3 +119,39 @@ def test_remembered_centre_is_a_copy_that_a_driver_may_take_over(gpt2: Case) -> 
         leaf.delete()
     assert not params.edited[PATH].is_deleted()
     assert not gpt2.checkpoint.params[PATH].is_deleted()
+
+
+@pytest.mark.parametrize("first", [0, LAYER])
+@pytest.mark.parametrize("scored", ["target_new", "prompt_last"])
+def test_a_loss_read_without_padding_is_the_same(gpt2: Case, first: int, scored: str) -> None:
+    """A fact of weight 0 has no room and no say."""
+    requests = requests_of(gpt2, [0, 1], 3)
+    real = int(real_tokens(requests).sum())
+    assert real < real_tokens(requests).size
+    paths = gpt2.model.parameter_paths(None if first == 0 else [first])
+    params = gpt2.model.split(gpt2.checkpoint.params, paths)
+
+    def bind(weights: dict[str, jax.Array]) -> Decoder:
+        return gpt2.model.bind(Params(weights, params.frozen))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def slope(places: int | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        objective = target_nll(bind, params.edited, requests, first, scored, places=places)
+        return jax.value_and_grad(lambda w: jnp.sum(objective.loss(w) * objective.share))(params.edited)
+
+    (loss, gradient), (other, packed) = slope(None), slope(real)
+    assert float(other) == pytest.approx(float(loss), rel=1e-6)
+    for path in paths:
+        assert (
+            np.linalg.norm(packed[path] - gradient[path]) <= 1e-5 * np.linalg.norm(gradient[path]) + 1e-9
+        ), path
+
+
+def test_the_smallest_room_that_holds_a_batch_is_taken(gpt2: Case) -> None:
+    """Rooms too small for it are passed over, and all of them give the same update."""
+    deltas = [
+        sequence(gpt2, FineTuneConfig(layers=(LAYER,), steps=3, shares=shares))[0][1].delta[PATH]
+        for shares in ((), (0.01,), (0.01, 1.0))
+    ]
+    assert np.array_equal(deltas[0], deltas[1])
+    assert relative(deltas[2], deltas[0]) <= 1e-4

@@ -1,12 +1,14 @@
 """The product of few rows with a matrix: value, derivatives, dtypes and axes as those of the plain product."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array
 
-from jaxedit.models.products import FEW, product
+from jaxedit.models.products import BACKWARD, FORWARD, TABLE, product, product_with_table
 
 
 def of(rows: tuple[int, ...]) -> tuple[Array, Array, Array]:
@@ -21,17 +23,34 @@ def plain(x: Array, kernel: Array) -> Array:
     return jnp.matmul(x, kernel, precision="highest")
 
 
-@pytest.mark.parametrize("rows", [(), (1,), (13,), (16,), (3, 7), (FEW + 1,)])
-def test_value_and_gradients_are_those_of_a_matrix_product(rows: tuple[int, ...]) -> None:
+ROWS = [(), (1,), (13,), (16,), (3, 7), (TABLE + 1,), (FORWARD + 1,), (BACKWARD + 1,)]
+WAYS = {
+    "kernel": lambda x, kernel: product(x, kernel),
+    "kernel and its copy": lambda x, kernel: product(x, kernel, jax.lax.stop_gradient(kernel.T)),
+    "table": lambda x, kernel: product_with_table(x, kernel.T),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("way", WAYS)
+def test_value_and_gradients_are_those_of_a_matrix_product(way: str, rows: tuple[int, ...]) -> None:
     x, kernel, weight = of(rows)
 
     def loss(call, x, kernel):
         return (weight * jnp.tanh(call(x, kernel))).sum()
 
-    found = jax.jit(jax.value_and_grad(lambda x, kernel: loss(product, x, kernel), argnums=(0, 1)))(x, kernel)
-    expected = jax.value_and_grad(lambda x, kernel: loss(plain, x, kernel), argnums=(0, 1))(x, kernel)
+    found = jax.jit(jax.value_and_grad(functools.partial(loss, WAYS[way]), argnums=(0, 1)))(x, kernel)
+    expected = jax.value_and_grad(functools.partial(loss, plain), argnums=(0, 1))(x, kernel)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_tables_copy_is_read_for_the_gradient_and_the_table_for_the_value() -> None:
+    x, kernel, weight = of((5,))
+    call = functools.partial(product_with_table, table=kernel.T, rows=kernel)
+    value, pull_back = jax.vjp(call, x)
+    np.testing.assert_allclose(value, plain(x, kernel), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(pull_back(weight)[0], plain(weight, kernel.T), rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_keep_the_dtypes_of_a_mixed_product() -> None:
