@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxedit.data import Fact
 from jaxedit.editors import METHODS, Settings
 from jaxedit.editors.config import LocateConfig
+from jaxedit.editors.objective import FactConfig
 from jaxedit.editors.registry import Method
 from jaxedit.parallel import ONE_DEVICE, Devices, placed_parameters, replicated
 from jaxedit.types import EditInfo, Editor, Params, TextBatch
@@ -78,6 +79,8 @@ def make_row(name: str, gpt2: Case, devices: Devices = ONE_DEVICE, remat: bool =
     config = method.configure(gpt2.model.config, settings)
     if isinstance(config, LocateConfig):  # one size of loop compiles faster than three
         config = replace(config, values=replace(config.values, shares=()))
+    elif isinstance(config, FactConfig):
+        config = replace(config, shares=())
     given = gpt2.moments if method.fresh is None else method.fresh(gpt2.model, config, jax.random.key(0))
     given = replicated(given, devices)
     editor = method.build(replace(gpt2.model, placement=devices, remat=remat), given, config)

@@ -22,6 +22,9 @@ PATH = f"layers.{LAYER}.mlp.down.kernel"
 TOLERANCE = 1e-4  # of 25 Adam steps: entries whose gradient is near zero amplify float32's rounding
 
 
+one_size = functools.partial(FineTuneConfig, shares=())  # compiles faster than two
+
+
 def requests_of(case: Case, batch: list[int], size: int = 3) -> Requests:
     whole = case.encode(FACTS, ("",))
     return pad_requests(type(whole)(*(np.asarray(x)[batch] for x in whole)), size)
@@ -44,7 +47,7 @@ def sequence(case: Case, config: FineTuneConfig) -> list[tuple[Params, EditInfo]
     ids=["ft", "ft-l", "ft-l original"],
 )
 def test_both_edits_of_a_sequence_are_the_oracles(case: Case, bound: float | None, centre: str) -> None:
-    config = FineTuneConfig((LAYER,), steps=25, stop_loss=0.0, bound=bound, centre=centre)
+    config = one_size((LAYER,), steps=25, stop_loss=0.0, bound=bound, centre=centre)
     found = sequence(case, config)
     with layout.restored(case.oracle, [LAYER]):
         original = layout.weight(case.oracle, LAYER)
@@ -64,7 +67,7 @@ def test_both_edits_of_a_sequence_are_the_oracles(case: Case, bound: float | Non
 
 
 def test_losses_fall_and_the_first_is_the_unedited_models(gpt2: Case) -> None:
-    config = FineTuneConfig((LAYER,), learning_rate=5e-3, stop_loss=0.0)
+    config = one_size((LAYER,), learning_rate=5e-3, stop_loss=0.0)
     losses = np.asarray(sequence(gpt2, config)[0][1].metrics["loss"])
     whole = requests_of(gpt2, BATCHES[0])
     for i, number in enumerate(BATCHES[0]):
@@ -81,7 +84,7 @@ def test_bound_holds_around_its_centre_for_each_edit_or_for_the_whole_sequence(g
     start = np.asarray(gpt2.params([LAYER]).edited[PATH])
     slack = bound * 1e-3
     for centre in ("edit", "original"):
-        config = FineTuneConfig((LAYER,), stop_loss=0.0, bound=bound, centre=centre)
+        config = one_size((LAYER,), stop_loss=0.0, bound=bound, centre=centre)
         (first, _), (second, _) = sequence(gpt2, config)
         assert np.abs(first.edited[PATH] - start).max() == pytest.approx(bound, abs=slack)
         assert np.abs(second.edited[PATH] - first.edited[PATH]).max() >= bound - slack
@@ -90,7 +93,7 @@ def test_bound_holds_around_its_centre_for_each_edit_or_for_the_whole_sequence(g
 
 
 def test_a_batch_whose_loss_is_low_is_left_as_it_is(gpt2: Case) -> None:
-    (params, info), _ = sequence(gpt2, FineTuneConfig((LAYER,), stop_loss=100.0))
+    (params, info), _ = sequence(gpt2, one_size((LAYER,), stop_loss=100.0))
     assert int(info.metrics["steps"]) == 1
     assert np.isnan(info.metrics["loss"][1:]).all()
     assert not info.delta[PATH].any()
@@ -100,11 +103,11 @@ def test_a_batch_whose_loss_is_low_is_left_as_it_is(gpt2: Case) -> None:
 def test_several_layers_learn_together_each_by_its_own_gradient(gpt2: Case) -> None:
     """One step of Adam moves every entry by the learning rate against its gradient's sign."""
     layers, rate = (0, 1), 1e-3
-    config = FineTuneConfig(layers, learning_rate=rate, steps=1, stop_loss=0.0)
+    config = one_size(layers, learning_rate=rate, steps=1, stop_loss=0.0)
     editor, params = fine_tune(gpt2.model, config), gpt2.params(layers)
     _, _, info = jax.jit(editor.update)(params, editor.init(params), requests_of(gpt2, BATCHES[0]))
     for layer in layers:
-        alone = fine_tune(gpt2.model, FineTuneConfig((layer,), learning_rate=rate, steps=1, stop_loss=0.0))
+        alone = fine_tune(gpt2.model, one_size((layer,), learning_rate=rate, steps=1, stop_loss=0.0))
         start = gpt2.params([layer])
         _, _, one = jax.jit(alone.update)(start, alone.init(start), requests_of(gpt2, BATCHES[0]))
         path = f"layers.{layer}.mlp.down.kernel"
@@ -113,7 +116,7 @@ def test_several_layers_learn_together_each_by_its_own_gradient(gpt2: Case) -> N
 
 
 def test_remembered_centre_is_a_copy_that_a_driver_may_take_over(gpt2: Case) -> None:
-    editor = fine_tune(gpt2.model, FineTuneConfig((LAYER,), bound=1e-3, centre="original"))
+    editor = fine_tune(gpt2.model, one_size((LAYER,), bound=1e-3, centre="original"))
     params = gpt2.params([LAYER])
     for leaf in editor.init(params).values():
         leaf.delete()

@@ -72,7 +72,7 @@ def assert_same_change(case: Case, found: Params, expected: dict[str, Array]) ->
 
 
 def test_full_fine_tuning_is_the_oracles(case: Case, tmp_path: Path) -> None:
-    config = FullConfig(steps=4, **OPTIONS)
+    config = FullConfig(steps=4, shares=(), **OPTIONS)
     requests = [case.batch(batch, 3) for batch in BATCHES]
     found, _ = sequence(full_fine_tune(case.model, config), everything(case), requests)
     facts = [[oracle_facts(FACTS)[i] for i in batch] for batch in BATCHES]
@@ -121,7 +121,7 @@ class Run:
         options = {"layers": (2,), "targets": ("attention.query", "mlp"), "learning_rate": 1e-3, "steps": 2}
         self.editor, self.batches = {
             "full-ft": (
-                full_fine_tune(case.model, FullConfig(**options, weight_decay=0.1)),
+                full_fine_tune(case.model, FullConfig(**options, shares=(), weight_decay=0.1)),
                 [case.batch(batch, 2) for batch in ([0, 1], [2, 3], [4, 0], [1, 3])],
             ),
             "pretrain": (

@@ -32,7 +32,15 @@ from tests.reference import layout
 BATCHES = ([0, 3, 4], [1, 2])
 TOLERANCE = 1e-4
 STEPS = 5
-SETTINGS = {"rank": 3, "alpha": 6.0, "steps": STEPS, "stop_loss": 0.0, "weight_decay": 0.1, "clip_norm": 1.0}
+SETTINGS: dict[str, Any] = {
+    "shares": (),
+    "rank": 3,
+    "alpha": 6.0,
+    "steps": STEPS,
+    "stop_loss": 0.0,
+    "weight_decay": 0.1,
+    "clip_norm": 1.0,
+}
 TARGETS = {"gpt2": ("mlp.down",), "llama": ("attention.query", "attention.value", "mlp")}
 
 
