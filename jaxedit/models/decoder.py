@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -145,36 +144,23 @@ class Attention(nnx.Module):
         key, value = heads(self.key, self.n_kv_heads, self.key_norm), heads(self.value, self.n_kv_heads)
         if angles is not None:
             query, key = rotate(query, angles, self.pairs), rotate(key, angles, self.pairs)
-        new = Memory(key, value, position)
-        if memory is None:
-            parts = [new]
-        elif slot is None:
-            parts = [memory, new]
-        else:
-            parts = [Memory(*(put(old, one, slot) for old, one in zip(memory, new, strict=True)))]
-        seen = Memory(*(jnp.concatenate(both, axis=1) for both in zip(*parts, strict=True)))
+        seen = Memory(key, value, position)
+        if memory is not None:
+            seen = Memory(*(extended(old, new, slot) for old, new in zip(memory, seen, strict=True)))
         if self.window is not None:
             mask = mask & (position[:, :, None] - seen.position[:, None, :] < self.window)
-        attended = self._attend(query, parts, mask)
+        attended = self._attend(query, seen.key, seen.value, mask)
         return self.out(attended if packing is None else pack(attended, packing)), seen
 
-    def _attend(
-        self, query: Float[Array, "N T H D"], parts: Sequence[Memory], mask: Bool[Array, "N T K"]
-    ) -> Float[Array, "N T q"]:
-        """Over the keys of all parts. Each is multiplied by itself: what comes from the memory has no gradient."""
+    def _attend(self, query: Array, key: Array, value: Array, mask: Array) -> Float[Array, "N T q"]:
         n, t, _, d = query.shape
         grouped = query.reshape(n, t, self.n_kv_heads, -1, d)
-        scores = [jnp.einsum("ntkgd,nskd->nkgts", grouped, part.key, precision="highest") for part in parts]
-        joined = jnp.concatenate(scores, axis=-1).astype(jnp.float32) * self.scale
-        joined = joined if self.cap is None else capped(joined, self.cap)
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], joined, MASKED), axis=-1)
-        sizes = [part.key.shape[1] for part in parts]
-        shares = jnp.split(weights, np.cumsum(sizes)[:-1], axis=-1)
-        attended = [
-            jnp.einsum("nkgts,nskd->ntkgd", share.astype(part.value.dtype), part.value, precision="highest")
-            for share, part in zip(shares, parts, strict=True)
-        ]
-        return functools.reduce(jnp.add, attended).reshape(n, t, -1)
+        scores = jnp.einsum("ntkgd,nskd->nkgts", grouped, key, precision="highest")
+        scores = scores.astype(jnp.float32) * self.scale
+        scores = scores if self.cap is None else capped(scores, self.cap)
+        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
+        out = jnp.einsum("nkgts,nskd->ntkgd", weights.astype(value.dtype), value, precision="highest")
+        return out.reshape(n, t, -1)
 
 
 class MLP(nnx.Module):
@@ -338,10 +324,12 @@ def capped(x: Float[Array, "*N"], cap: float) -> Float[Array, "*N"]:
     return cap * jnp.tanh(x / cap)
 
 
-def put(
-    memory: Shaped[Array, "N K *rest"], new: Shaped[Array, "N T *rest"], slot: Int[Array, ""]
-) -> Shaped[Array, "N K *rest"]:
-    """The memory with new tokens in place of its own from `slot` on."""
+def extended(
+    memory: Shaped[Array, "N K *rest"], new: Shaped[Array, "N T *rest"], slot: Int[Array, ""] | None
+) -> Shaped[Array, "N K2 *rest"]:
+    """The memory with new tokens behind it, or in place of its tokens from `slot` on."""
+    if slot is None:
+        return jnp.concatenate([memory, new], axis=1)
     return jax.lax.dynamic_update_slice_in_dim(memory, new, slot, axis=1)
 
 

@@ -31,7 +31,7 @@ def product_with_table(
     x: Float[Array, "*N d"], table: Float[Array, "V d"], rows: Float[Array, "d V"] | None = None
 ) -> Float[Array, "*N V"]:
     """`x @ table^T`, which is never transposed; `rows` is a transposed copy of the table."""
-    if rows_for_columns(x) > TABLE:
+    if not VECTOR // 2 <= rows_for_columns(x) <= TABLE:
         return jnp.einsum("...d,vd->...v", x, table, precision="highest")
     return _of_few(x, rows, table)
 
