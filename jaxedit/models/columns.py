@@ -4,7 +4,7 @@ A copy is one more leaf among the frozen parameters, named by its module and `co
 module.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import jax
 from jaxtyping import Array
@@ -12,7 +12,7 @@ from jaxtyping import Array
 from jaxedit.models.config import DecoderConfig
 
 
-def column_names(config: DecoderConfig, paths: Iterable[str]) -> dict[str, str]:
+def column_names(config: DecoderConfig, paths: Collection[str]) -> dict[str, str]:
     """What the copies of these parameters are called: of kernels, and of the table that predictions are read from."""
     names = {path: f"{path.removesuffix('kernel')}columns" for path in paths if path.endswith(".kernel")}
     return names | ({"embedding": "columns"} if config.tied_head and "embedding" in paths else {})

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 BACKWARD, FORWARD, TABLE = 128, 96, 32  # rows from which on both ways are as fast
+FEWEST = 8  # rows below which padding a table's product to a vector of rows would cost more than it saves
 VECTOR = 16  # numbers of a processor's vector, at most
 
 
@@ -31,7 +32,7 @@ def product_with_table(
     x: Float[Array, "*N d"], table: Float[Array, "V d"], rows: Float[Array, "d V"] | None = None
 ) -> Float[Array, "*N V"]:
     """`x @ table^T`, which is never transposed; `rows` is a transposed copy of the table."""
-    if not VECTOR // 2 <= rows_for_columns(x) <= TABLE:
+    if not FEWEST <= rows_for_columns(x) <= TABLE:
         return jnp.einsum("...d,vd->...v", x, table, precision="highest")
     return _of_few(x, rows, table)
 

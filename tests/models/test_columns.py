@@ -1,4 +1,4 @@
-"""Transposed copies of frozen matrices: the same numbers, and only where they help."""
+"""Transposed copies of frozen matrices: the same numbers, and read where they are given."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def test_a_model_with_copies_gives_the_same_logits_and_gradients(case: Case) -> 
                 position=position,
                 mask=jnp.broadcast_to(jnp.tri(7, dtype=bool), (2, 7, 7)),
             )
-            return decoder.logits(h[:, -1])
+            return decoder.logits(h)
 
         logits, pull_back = jax.vjp(said, shift)
         return logits, pull_back(jnp.cos(logits))[0]
