@@ -38,10 +38,6 @@ class Devices(Protocol):
     def pieces(self) -> int:
         """Into how many equal pieces each part is cut, that are worked on one after the other to save memory."""
 
-    @property
-    def together(self) -> bool:
-        """Whether a batch is worked on in one place and at once, so that its facts' tokens may be packed."""
-
     def run(self, work: Work, shared: Any, facts: Any) -> Any:
         """`work(shared, facts)`, each piece of each part by itself. Raises ConfigError where they are not equal."""
 
@@ -59,11 +55,6 @@ class OneDevice:
     def parts(self) -> int:
         """One."""
         return 1
-
-    @property
-    def together(self) -> bool:
-        """Unless it is cut into pieces."""
-        return self.pieces == 1
 
     def run(self, work: Work, shared: Any, facts: Any) -> Any:
         """`work(shared, facts)`, piece by piece."""
@@ -86,11 +77,6 @@ class LocalDevices:
         """As many as devices."""
         return len(self.devices)
 
-    @property
-    def together(self) -> bool:
-        """Never."""
-        return False
-
     def run(self, work: Work, shared: Any, facts: Any) -> Any:
         """A part of the facts on every device; each is sent what is shared."""
         work = jax.pmap(in_pieces(work, self.pieces), in_axes=(None, 0), devices=self.devices)
@@ -112,11 +98,6 @@ class OnMesh:
     def parts(self) -> int:
         """The size of the data axis."""
         return self.mesh.shape[DATA]
-
-    @property
-    def together(self) -> bool:
-        """Never."""
-        return False
 
     def run(self, work: Work, shared: Any, facts: Any) -> Any:
         """A part of the facts on every row of the mesh."""

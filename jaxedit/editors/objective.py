@@ -50,14 +50,14 @@ def learn_facts(
 ) -> Descent:
     """`descend` on `target_nll` of a batch, with the smallest room that holds the tokens of its facts.
 
-    On several devices, and where a batch is cut into pieces, rows stay padded.
+    Where facts are divided among devices, or a batch is cut into pieces, rows stay padded.
     """
 
     def run(places: int | None) -> Descent:
         objective = target_nll(bind, start, requests, first, config.objective, model.placement.pieces, places)
         return descend(objective, start, state, transform, config, project)
 
-    if not config.shares or not model.placement.together:
+    if not config.shares or model.placement.parts * model.placement.pieces > 1:
         return run(None)
     real = real_tokens(requests)
     sizes = [math.ceil(real.size * share) for share in sorted(config.shares)]
