@@ -1,16 +1,14 @@
 """Running a batch of requests split at the lookup token: what never changes is run once and kept."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxedit.models.decoder import Decoder, Memory, causal_mask, positions
-from jaxedit.models.packing import Packing, pack, unpack
+from jaxedit.models.packing import in_smallest_room, pack, unpack
 from jaxedit.models.sharing import owned, owners, shared_packing
 from jaxedit.types import Requests, Trace
 
@@ -101,12 +99,15 @@ def prefix_pass(
     """Hidden states at the input of layer `first`, and every layer's memory.
 
     Rows that begin with the same tokens, as those of one context do, need them run only once. `shares` are the
-    parts of all prefix tokens for which that is compiled, ascending; the smallest that holds the batch's runs,
+    parts of all prefix tokens for which that is compiled; the smallest that holds the batch's runs,
     and where none does the prefixes run as they are.
     """
     at, mask = rows.prefix_position, rows.prefix_mask
 
-    def run(packing: Packing | None) -> tuple[Array, dict[int, Memory]]:
+    owner = owners(rows.prefix, rows.prefix_valid)
+
+    def run(size: int | None) -> tuple[Array, dict[int, Memory]]:
+        packing = None if size is None else shared_packing(owner, rows.prefix_valid, size)
         h = decoder.embed(rows.prefix, at)
         h = h if packing is None else pack(h, packing)
         step = functools.partial(decoder.run, position=at, mask=mask, packing=packing, keep_memory=True)
@@ -114,13 +115,8 @@ def prefix_pass(
         _, _, above = step(prefix_in, range(first, decoder.config.n_layers))
         return prefix_in if packing is None else unpack(prefix_in, packing), below | above
 
-    sizes = [math.ceil(rows.prefix.size * share) for share in shares]
-    if not sizes:
-        return run(None)
-    owner = owners(rows.prefix, rows.prefix_valid)
     needed = owned(owner, rows.prefix_valid).sum()
-    runs = [lambda size=size: run(shared_packing(owner, rows.prefix_valid, size)) for size in sizes]
-    return jax.lax.switch(sum(size < needed for size in sizes), [*runs, lambda: run(None)])
+    return in_smallest_room(run, needed, rows.prefix.size, shares)
 
 
 class Lead(NamedTuple):

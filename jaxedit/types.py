@@ -178,6 +178,9 @@ class Editor(NamedTuple):
     `(params, state, requests, rewrite, carry) -> (params, state, info, carry)`, the same update with every
     matrix's change passed through `rewrite` before the next is solved.
 
+    Editors with moments of all facts so far also give `observe(params, state, requests) -> state`: it counts
+    requests and writes nothing.
+
     `finalize(params, state)` gives the parameters to use once a sequence has ended; it is pure, so that a
     sequence may be looked at midway and goes on as if it had not been.
     """
@@ -189,6 +192,7 @@ class Editor(NamedTuple):
         Callable[[Params, State, Requests, Rewrite, Any], tuple[Params, State, EditInfo, Any]] | None
     ) = None
     finalize: Callable[[Params, State], Params] = as_they_are
+    observe: Callable[[Params, State, Requests], State] | None = None
 
 
 class Trace(NamedTuple):

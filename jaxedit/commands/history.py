@@ -129,7 +129,7 @@ class Verify(Computing):
     run: Run
     """The run folder."""
     replay: bool = False
-    """Add up all updates too, and compare with the matrices that the run had."""
+    """Add up all updates too, dense ones computed once more, and compare with the matrices that the run had."""
 
 
 HistoryCommand = History | At | Diff | Apply | Undo | Verify

@@ -1,7 +1,6 @@
 """What gradient editors minimise: the negative log-likelihood of facts' targets, or of running text."""
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -15,6 +14,7 @@ from jaxedit.editors.optimiser import Descent, Objective, OptimiserConfig, Train
 from jaxedit.lookup import whole_rows
 from jaxedit.models.decoder import Decoder, causal_mask, positions
 from jaxedit.models.model import Model
+from jaxedit.models.packing import in_smallest_room
 from jaxedit.models.rows import run_rows
 from jaxedit.types import Requests, TextBatch
 
@@ -57,12 +57,10 @@ def learn_facts(
         objective = target_nll(bind, start, requests, first, config.objective, model.placement.pieces, places)
         return descend(objective, start, state, transform, config, project)
 
-    if not config.shares or model.placement.parts * model.placement.pieces > 1:
+    if model.placement.parts * model.placement.pieces > 1:
         return run(None)
     real = real_tokens(requests)
-    sizes = [math.ceil(real.size * share) for share in sorted(config.shares)]
-    runs = [functools.partial(run, places) for places in (*sizes, None)]
-    return jax.lax.switch(sum(size < real.sum() for size in sizes), runs)
+    return in_smallest_room(run, real.sum(), real.size, config.shares)
 
 
 def real_tokens(requests: Requests) -> Bool[Array, "B M"]:

@@ -124,9 +124,9 @@ SEARCHED: dict[str, Rows] = {
     # Half the rate and half the steps leave 3 of 10 facts of a batch unwritten.
     "ft": {"smollm2-135m": {"learning_rate": 1e-3, "steps": 50}},
     "ft-l": {"smollm2-135m": {"layers": (8,), "learning_rate": 1e-3, "bound": 0.02}},
-    # At the papers' 1e-6 nothing changes: their moments are of thousands of facts.
-    "ultraedit": {"smollm2-135m": {"learning_rate": 3e-4}},
-    "stableedit": {"smollm2-135m": {"learning_rate": 3e-4}},
+    # At the papers' 1e-6 nothing changes; half the rate leaves 15 of 100 facts unwritten, and spares more neighbours.
+    "ultraedit": {"smollm2-135m": {"learning_rate": 6e-4}},
+    "stableedit": {"smollm2-135m": {"learning_rate": 6e-4}},
 }
 
 

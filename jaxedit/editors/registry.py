@@ -137,6 +137,7 @@ class Method:
     paths: Callable[[Model, Any], tuple[str, ...]] = down_projections  # of the parameters that it writes
     request: Literal["facts", "text"] = "facts"  # what an update takes: `Requests`, or a `TextBatch`
     fresh: Callable[[Model, Any, Array], Hypernet] | None = None  # an untrained network, where one is needed
+    warms_up: bool = False  # has moments that may count facts before any is edited (`Editor.observe`)
 
     @property
     def needs_moments(self) -> bool:
@@ -395,12 +396,12 @@ METHODS: dict[str, Method] = {
         Method(
             "ultraedit", "arXiv 2505.14679", "gradient", "a span of late layers, rank one a token",
             "running moments of keys and gradients", None, lambda model: LifelongConfig(late_layers(model)),
-            lambda model, _, config: ultra_edit(model, config), chosen_parameters,
+            lambda model, _, config: ultra_edit(model, config), chosen_parameters, warms_up=True,
         ),
         Method(
             "stableedit", "arXiv 2605.11836", "gradient", "a span of late layers, rank one a token",
             "running moments of keys, covariance of gradients", None, lambda model: stable_config(late_layers(model)),
-            lambda model, _, config: ultra_edit(model, config), chosen_parameters,
+            lambda model, _, config: ultra_edit(model, config), chosen_parameters, warms_up=True,
         ),
     )
 }  # fmt: skip

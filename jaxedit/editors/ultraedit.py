@@ -4,7 +4,6 @@ No optimisation and no training: with keys and gradients normalised by all that 
 normalisation), a token asks for the value change `d = -rate ||k~||^2 v~`; ridge regression on the keys writes them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,40 +48,30 @@ def stable_config(layers: tuple[int, ...]) -> LifelongConfig:
     return LifelongConfig(layers, ridge=10.0, whitened=True)
 
 
-def ultra_edit(model: Model, config: LifelongConfig, warm: Lifelong | None = None) -> Editor:
-    """The editor of `config`, its moments starting from those of a warm-up (`observe`) or from nothing.
+def ultra_edit(model: Model, config: LifelongConfig) -> Editor:
+    """The editor of `config`, its moments empty. They count a batch before it is edited.
 
-    The moments count a batch before it is edited. Raises ConfigError for a layer or matrix that the model does not
-    have.
+    Its `observe` over facts that are not edited is StableEdit's warm-up: statistics only, the model stays as it is.
+    Raises ConfigError for a layer or matrix that the model does not have.
     """
     paths = model.parameter_paths(config.layers, config.targets)
-    look = observe(model, config)
 
     def init(params: Params) -> Lifelong:
-        return start(model, config) if warm is None else jax.tree.map(jnp.copy, warm)
+        return start(model, config)
+
+    def seen(params: Params, requests: Requests) -> Features:
+        return token_features(model, params, requests, paths, config.tokens)
+
+    def observe(params: Params, state: Lifelong, requests: Requests) -> Lifelong:
+        return counted(state, seen(params, requests).pairs)
 
     def update(params: Params, state: Lifelong, requests: Requests):
-        state, features = look(params, state, requests)
+        features = seen(params, requests)
+        state = counted(state, features.pairs)
         deltas = {path: lifelong_shift(state, features.pairs[path], config) for path in paths}
         return written(params, state, features, deltas)
 
-    return Editor(init, update)
-
-
-def observe(
-    model: Model, config: LifelongConfig
-) -> Callable[[Params, Lifelong, Requests], tuple[Lifelong, Features]]:
-    """`(params, moments, requests)` to moments that count these requests too, and their features.
-
-    Run over facts that are not edited it is StableEdit's warm-up: statistics only, the model stays as it is.
-    """
-    paths = model.parameter_paths(config.layers, config.targets)
-
-    def look(params: Params, state: Lifelong, requests: Requests) -> tuple[Lifelong, Features]:
-        features = token_features(model, params, requests, paths, config.tokens)
-        return counted(state, features.pairs), features
-
-    return look
+    return Editor(init, update, observe=observe)
 
 
 def start(model: Model, config: LifelongConfig) -> Lifelong:

@@ -1,10 +1,15 @@
 """Real tokens of padded rows, one after the other: linear layers then run on no padding."""
 
-from typing import NamedTuple
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+T = TypeVar("T")
 
 
 class Size(NamedTuple):
@@ -30,6 +35,20 @@ def packing_of(valid: Bool[Array, "*N"], places: int) -> Packing:
     token = jnp.nonzero(flat, size=places, fill_value=0)[0]
     filled = jnp.arange(places) < flat.sum()
     return Packing(jnp.clip(place, 0, places - 1).reshape(valid.shape), valid, token, filled)
+
+
+def in_smallest_room(
+    run: Callable[[int | None], T], needed: Int[Array, ""], whole: int, shares: Sequence[float]
+) -> T:
+    """`run` with the smallest of these shares of `whole` tokens that holds the needed ones.
+
+    With None, for everything as it is padded, where no share does. It is compiled for each of them.
+    """
+    sizes = [math.ceil(whole * share) for share in sorted(shares)]
+    if not sizes:
+        return run(None)
+    runs = [functools.partial(run, size) for size in (*sizes, None)]
+    return jax.lax.switch(sum(size < needed for size in sizes), runs)
 
 
 @jax.custom_vjp

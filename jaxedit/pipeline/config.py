@@ -83,6 +83,9 @@ class RunConfig:
     """Trained network of a hypernetwork editor (mend, malmen): a file that `jaxedit train` wrote."""
     text: TextStream = TextStream()
     """What an editor reads that learns from text (pretrain)."""
+    warm_up: int = 0
+    """Facts of the set beside those to edit that the moments of ultraedit and stableedit count before the first edit,
+    without editing them."""
     transforms: tuple[str, ...] = ()
     """Changes of every update before it is written, in this order: "rect:0.4", "spectrum-lock", ..."""
     batch_size: int = 1
@@ -113,7 +116,9 @@ def check(config: RunConfig) -> None:
         )
     if chosen.request == "text" and config.text.file is None:
         raise ConfigError(f"editor {config.editor!r} learns from text: name a file with --text.file")
-    require_at_least(config, count=1, chunk=1, batch_size=0)
+    require_at_least(config, count=1, chunk=1, batch_size=0, warm_up=0)
+    if config.warm_up and not chosen.warms_up:
+        raise ConfigError(f"editor {config.editor!r} has no moments of facts to warm up: leave warm_up out")
     check_devices(config.devices)
     check_watch(config.watch, config.chunk, config.devices.distributed)
     for text in config.transforms:

@@ -37,7 +37,7 @@ def cut_of(
     """
     work, devices = work_of(config, checkpoint, facts, contexts, settings), config.devices
     if work is None:
-        return WHOLE
+        return WHOLE._replace(columns=bool(devices.columns))
     text = method(config.editor).request == "text"
     batch = (config.batch_size or 1) if text else min(config.batch_size or len(facts), len(facts))
     # Over local devices only values are spread, not gradients.

@@ -15,6 +15,7 @@ from jaxedit.errors import RunError
 from jaxedit.models.sources import Checkpoint
 from jaxedit.parallel import on_one_device, placed_parameters
 from jaxedit.pipeline.config import DeviceConfig, RunConfig, check
+from jaxedit.pipeline.placing import placed, placed_chunk
 from jaxedit.pipeline.plan import plan_of
 from jaxedit.pipeline.prepare import (
     Prepared,
@@ -34,11 +35,10 @@ from jaxedit.pipeline.sequence import (
     guard_for,
     never,
     new_folder,
-    placed,
-    placed_chunk,
     reopen,
 )
 from jaxedit.pipeline.used import used
+from jaxedit.pipeline.warm import first_state
 from jaxedit.trajectory.files import fingerprint
 from jaxedit.trajectory.journal import Finished
 from jaxedit.trajectory.replay import Rerun, Trajectory
@@ -131,7 +131,7 @@ def branch(
         start = with_matrices(base, matrices)
         facts, contexts = choose_facts(new, start, report), draw_contexts(new, start)
     ready = prepare(new, base, facts, contexts, report, matrices)
-    state = ready.editor.init(ready.params) if state is None else state
+    state = first_state(new, ready, report) if state is None else state
     origin = {"matrices": sorted(matrices), "fingerprint": fingerprint(matrices)}
     about = {"run": str(path), "step": step, **origin}
     return finish(new, new_folder(new, ready, state, matrices, about), ready, report, stop)

@@ -17,10 +17,11 @@ from jaxedit.errors import RunError
 from jaxedit.evaluation.edits import probe_scores
 from jaxedit.linalg import frobenius
 from jaxedit.memory import Cut
-from jaxedit.parallel import Devices, OnMesh, placed_facts, placed_parameters, replicated
+from jaxedit.parallel import replicated
 from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, check_devices, config_from
 from jaxedit.pipeline.follow import Follower, writer_of
 from jaxedit.pipeline.lines import metric_lines, summary
+from jaxedit.pipeline.placing import placed, placed_chunk
 from jaxedit.pipeline.plan import Plan, plan_of
 from jaxedit.pipeline.prepare import (
     Prepared,
@@ -33,11 +34,12 @@ from jaxedit.pipeline.prepare import (
     quiet,
 )
 from jaxedit.pipeline.used import used
+from jaxedit.pipeline.warm import first_state
 from jaxedit.pipeline.watch import Watcher, require_room
 from jaxedit.processes import any_process, by_first, join_processes, several, to_host
 from jaxedit.trajectory.guard import REASONS, Guard, Policy, guard_of
 from jaxedit.trajectory.replay import Trajectory
-from jaxedit.trajectory.run import ApplyChunk, Chunk, Step, chunk_function
+from jaxedit.trajectory.run import ApplyChunk, Step, chunk_function
 from jaxedit.trajectory.store import RunFolder
 from jaxedit.trajectory.writer import Done, RunWriter, create, refuse_existing
 from jaxedit.types import Params, State
@@ -61,7 +63,7 @@ def run(config: RunConfig, report: Report = quiet, stop: Stop = never) -> RunFol
     facts = choose_facts(config, checkpoint, report)
     contexts = draw_contexts(config, checkpoint)
     prepared = prepare(config, checkpoint, facts, contexts, report)
-    folder = new_folder(config, prepared, prepared.editor.init(prepared.params))
+    folder = new_folder(config, prepared, first_state(config, prepared, report))
     return finish(config, folder, prepared, report, stop)
 
 
@@ -223,23 +225,6 @@ def _apply_all(
             watcher.look(done, used(prepared, edited, state))
         report("editing", done, plan.updates)
     return edited, state, False
-
-
-def placed(edited: dict[str, Array], state: State, devices: Devices) -> tuple[dict[str, Array], State]:
-    """What a chunk takes over, where the devices work on it; nothing moves that is there already."""
-    return placed_parameters(edited, devices), replicated(state, devices)
-
-
-def placed_chunk(chunk: Chunk, devices: Devices) -> Chunk:
-    """The facts of every update divided among the devices; rows of text too, where they can be."""
-    if not isinstance(devices, OnMesh):
-        return jax.device_put(chunk)
-    given = (chunk.requests, chunk.probes)
-    rows = jax.tree.leaves(chunk.requests)[0].shape[1]
-    requests, probes = (
-        placed_facts(given, devices, axis=1) if rows % devices.parts == 0 else replicated(given, devices)
-    )
-    return Chunk(requests, probes, replicated(chunk.active, devices))
 
 
 def guard_for(config: RunConfig, prepared: Prepared, policy: Policy | None = None) -> Guard:

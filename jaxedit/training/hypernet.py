@@ -58,7 +58,7 @@ def train_hypernetwork(
     store = (
         None if folder is None else Checkpoints(folder, _identity(lessons, held_out, config, training, key))
     )
-    if training.keep_hidden:
+    if training.keep_hidden and min(config.layers) > 0:
         lessons, held_out = (with_hidden(model, params, config, one, report) for one in (lessons, held_out))
     groups, facts = grouped(held_out, training.edits), len(lessons.requests.weight)
     if store is not None and store.latest:

@@ -110,28 +110,40 @@ class Trajectory:
         for chunk in self.folder.journal.chunks[begun:]:
             if chunk.first >= step:
                 break
-            if self._rerun is None:
-                raise RunError(
-                    f"{self.folder.path} keeps dense updates, or an editor's memory, at some steps only; step "
-                    f"{step} has to be run once more, with the model and its editor (jaxedit.pipeline.trajectory)"
-                )
-            count = min(step, chunk.after) - chunk.first
-            edited, state = self._rerun(edited, state, chunk, count)
-            if count == chunk.updates:
+            edited, state = self._once_more(edited, state, chunk, step)
+            if chunk.after <= step:
                 self._compare(edited, chunk, "running the updates once more gives")
         return edited, state
 
     def differences(self) -> list[str]:
-        """Chunks after which the recorded updates do not lead to the matrices that the run had; empty is good."""
-        problems = []
-        now = self.folder.restore(0, "edited", self.like)
+        """Chunks after which the updates do not lead to the matrices that the run had; empty is good.
+
+        Recorded factors are added up. Dense updates are not kept, and are computed once more.
+        """
+        problems, low_rank = [], self.folder.low_rank
+        what = "the factors lead to" if low_rank else "running the updates once more gives"
+        now, state, _ = self._begun(0)
         for chunk in self.folder.journal.chunks:
-            now = self._forward(chunk.first, now, chunk.after, check=False)
+            if low_rank:
+                now = self._forward(chunk.first, now, chunk.after, check=False)
+            else:
+                now, state = self._once_more(now, state, chunk, chunk.after)
             try:
-                self._compare(now, chunk, "the factors lead to")
+                self._compare(now, chunk, what)
             except RunError as error:
                 problems.append(str(error))
         return problems
+
+    def _once_more(
+        self, edited: Matrices, state: State, chunk: Finished, step: int
+    ) -> tuple[Matrices, State]:
+        """The chunk's updates up to a step, computed again."""
+        if self._rerun is None:
+            raise RunError(
+                f"{self.folder.path} keeps dense updates, or an editor's memory, at some steps only; step "
+                f"{step} has to be run once more, with the model and its editor (jaxedit.pipeline.trajectory)"
+            )
+        return self._rerun(edited, state, chunk, min(step, chunk.after) - chunk.first)
 
     def _nearest(self, step: int) -> tuple[int, Matrices]:
         """The last good snapshot up to a step."""

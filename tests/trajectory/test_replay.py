@@ -121,6 +121,17 @@ def test_recorded_updates_lead_to_the_matrices_of_every_chunk(made: Made, tmp_pa
     assert "after update 5 the factors lead to other matrices than the run had" in problem
 
 
+def test_dense_updates_are_computed_again_to_be_compared(tmp_path: Path) -> None:
+    editor = drawn(low_rank=False)
+    made = make(tmp_path / "run", 7, editor)
+    assert made.trajectory(again(editor)).differences() == []
+    other = drawn(low_rank=False, huge=[4])
+    problems = made.trajectory(again(other)).differences()
+    assert [problem.split(" running")[0] for problem in problems] == ["after update 5", "after update 6"]
+    with pytest.raises(RunError, match=r"step 3 has to be run once more"):
+        made.trajectory().differences()
+
+
 def test_a_damaged_snapshot_is_passed_by(tmp_path: Path) -> None:
     made = make(tmp_path / "run", 21)
     for number in made.folder.snapshots()[1:]:

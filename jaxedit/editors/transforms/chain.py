@@ -84,12 +84,17 @@ def chain(editor: Editor, *transforms: Transform) -> Editor:
         final = {path: whole.finalize(w, state.transforms[path]) for path, w in params.edited.items()}
         return Params(final, params.frozen)
 
+    def observe(params: Params, state: Chained, requests: Requests) -> Chained:
+        assert editor.observe is not None
+        return state._replace(editor=editor.observe(params, state.editor, requests))
+
     untouched = editor.finalize is as_they_are and whole.finalize is leave
     return Editor(
         init,
         update,
         layerwise=layerwise if editor.layerwise else None,
         finalize=as_they_are if untouched else finalize,
+        observe=observe if editor.observe else None,
     )
 
 
