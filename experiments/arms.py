@@ -34,7 +34,7 @@ MITIGATIONS = (
     "rect:0.4",
     "prune",
     "revive:0.2",
-    "sphere:0.5,0.8",
+    "sphere:0.8,0.5",
     "spectral-cap",
     "norm-lock",
     "spectrum-lock",
@@ -44,9 +44,12 @@ NORM_AWARE = ("memit", "memit-history", "alphaedit", "encore", "evoedit", "lyapl
 
 
 def arm(study: Study, editor: str, *transforms: str, batch: int = 1, **departures: object) -> Arm:
-    """The editor with what its settings are for this model, or as its name goes on: "memit:lam=10,clamp=2"."""
+    """The editor with what its settings are for this model, or as its name goes on: "memit:lam=10,clamp=2".
+
+    A small model is one with the record of its training beside it.
+    """
     name, _, asked = editor.partition(":")
-    given = SMALL.get(name, Settings()) if Path(study.model).is_dir() else Settings()
+    given = SMALL.get(name, Settings()) if Path(f"{study.model}.json").exists() else Settings()
     fields = {field: value for field, value in vars(given).items() if value is not None}
     pairs = [text.split("=") for text in asked.split(",") if text]
     own = {field: json.loads(value) for field, value in pairs}

@@ -16,12 +16,13 @@ from jaxedit.cli import keep_compiled
 from jaxedit.data import dump_jsonl, load_facts
 from jaxedit.data.corpus import read_text, token_blocks
 from jaxedit.data.probes import encode_probes
+from jaxedit.data.tokens import leading_ids
 from jaxedit.diagnostics.controls import random_update
 from jaxedit.editors import METHODS, Settings
 from jaxedit.evaluation.drift import drift
-from jaxedit.evaluation.edits import score_all, summarise
+from jaxedit.evaluation.edits import score_all
 from jaxedit.evaluation.perplexity import perplexity
-from jaxedit.linalg import added
+from jaxedit.linalg import added, frobenius
 from jaxedit.models.sources import Checkpoint, load
 from jaxedit.moments import MomentSource
 from jaxedit.pipeline import Limits, RunConfig, TextStream, known_facts, resume, run, trajectory
@@ -122,10 +123,15 @@ def name_of(study: Study, arm: Arm, seed: int) -> str:
 
 
 def identity(study: Study, arm: Arm) -> str:
-    """A name for all that a run depends on beside model and seed."""
-    content = dataclasses.asdict(arm) | {"count": study.count}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{arm.label.replace(' + ', '-').replace(':', '=').replace(' ', '')}-{digest}"
+    """A name for all that a run and what is asked of it depend on, beside the seed."""
+    given = ("model", "facts", "controls", "text", "corpus", "count")
+    content = dataclasses.asdict(arm) | {name: getattr(study, name) for name in given}
+    return f"{arm.label.replace(' + ', '-').replace(':', '=').replace(' ', '')}-{digest(content)}"
+
+
+def digest(content: Json) -> str:
+    """A short name for settings."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def network(study: Study, editor: str) -> Path:
@@ -135,7 +141,8 @@ def network(study: Study, editor: str) -> Path:
 
 def facts_of(study: Study, seed: int) -> Path:
     """A file of `count` facts that the model knows, drawn and ordered by the seed."""
-    file = study.out / "facts" / f"{Path(study.model).name}-{study.count}-{seed}.jsonl"
+    of = digest({"model": study.model, "facts": study.facts})
+    file = study.out / "facts" / f"{Path(study.model).name}-{of}-{study.count}-{seed}.jsonl"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         facts = load_facts(study.beside(study.facts, "facts.jsonl") or "world")
@@ -171,17 +178,16 @@ def _measure(study: Study, path: Path, seed: int) -> Json:
     first = Params(found.at(0), prepared.params.frozen)
     rows: dict[str, list[Json]] = {"edited": [], "random": []}
     for step, now in walk_used(prepared, found, steps):
-        rows["edited"].append(asker.ask(first, now))
         null = now if step == 0 else random_matrices(found, step, first.edited, now, seed)
-        rows["random"].append(asker.ask(first, null))
-    norm = {p: digits(record.trajectory(p)[1]) for p in record.norm if p in record.unedited_norm}
-    if prepared.editor.finalize is not as_they_are:  # of the last model as it is used
-        final = found.folder.read("summary")["final_norm"]
-        ends = {p: digits([final[p]]) for p in norm}
-        norm = {p: values[:-1] + ends[p] for p, values in norm.items()}
+        for name, matrices in (("edited", now), ("random", null)):
+            rows[name].append(asker.ask(first, matrices) | {"norm": norms(matrices, record.matrices)})
+    facts = [min(step * size, study.count) for step in steps]
+    edits, norm = [0, *map(int, record.edits)], {p: digits(record.trajectory(p)[1]) for p in record.matrices}
+    if prepared.editor.finalize is not as_they_are:  # the model as it is used is known where it was measured
+        edits, norm = facts, columns([row["norm"] for row in rows["edited"]])
     return {
-        "facts": [min(step * size, study.count) for step in steps],
-        "edits": [0, *map(int, record.edits)],
+        "facts": facts,
+        "edits": edits,
         "norm": norm,
         "yardstick": {p: n for p, n in record.unedited_norm.items() if p not in norm},
         "right_after": record.right_after(),
@@ -190,6 +196,11 @@ def _measure(study: Study, path: Path, seed: int) -> Json:
         "refused": record.refused,
         **{name: columns(table) for name, table in rows.items()},
     }
+
+
+def norms(matrices: Matrices, paths: Iterable[str]) -> dict[str, float]:
+    """||W||_F of these matrices."""
+    return {path: digits([float(frobenius(matrices[path]))])[0] for path in paths}
 
 
 def digits(values: Iterable[float]) -> list[float]:
@@ -228,16 +239,14 @@ class Asker:
         text = study.beside(study.text, "held-out.txt")
         self.blocks = None
         if text is not None:
-            self.blocks = token_blocks(read_text(text), tokenizer, BLOCK, limit=64 * BLOCK)
+            self.blocks = token_blocks(read_text(text), tokenizer, BLOCK, 64 * BLOCK, leading_ids(tokenizer))
 
     def ask(self, first: Params, now: Matrices) -> Json:
-        """By name: `recall` is the share of control facts whose true object is still the likeliest answer,
-        `prefers` the share where it is likelier than a false one."""
+        """By name: `recall` is the share of control facts whose true object is still the likeliest answer."""
         after, found = Params(now, first.frozen), {}
         if self.probes is not None:
             scores = score_all(self.model, after, self.probes, batch=64)
             found["recall"] = float(scores["knows"].mean())
-            found["prefers"] = 1 - summarise(scores)["ES"]
         if self.blocks is not None:
             moved = drift(self.model, first, after, self.blocks, 32)
             found |= {"perplexity": perplexity(self.model, after, self.blocks, 32), "kl": moved.kl}

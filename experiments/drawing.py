@@ -67,19 +67,24 @@ def shown(values: Sequence[float], digits: int = 2) -> str:
 
 
 def growth(table: Json) -> np.ndarray:
-    """||W_t|| / ||W_0|| of all edited MLP matrices together, after every update; the first entry is 1."""
-    squares = np.sum([np.square(norm) for norm in table["norm"].values()], axis=0)
-    return np.sqrt(squares / squares[0])
+    """||W_t|| / ||W_0|| of all edited matrices together, after every update; the first entry is 1."""
+    return _together(table["norm"])
 
 
 def rises(table: Json) -> float:
-    """Share of updates after which that norm is larger."""
-    return float((np.diff(growth(table)) > 0).mean())
+    """Share of updates after which a matrix's norm is larger, mean over the matrices."""
+    return float(np.mean([np.diff(norm) > 0 for norm in table["norm"].values()]))
 
 
-def at_measurements(table: Json) -> np.ndarray:
-    """`growth` where ability was measured."""
-    return np.interp(table["facts"], table["edits"], growth(table))
+def at_measurements(table: Json, model: str = "edited") -> np.ndarray:
+    """Growth of the edited model, or of the random one, where ability was measured."""
+    norms = table[model]["norm"]
+    return _together({path: [norm[path] for norm in norms] for path in norms[0]})
+
+
+def _together(norms: Mapping[str, Sequence[float]]) -> np.ndarray:
+    squares = np.sum([np.square(norm) for norm in norms.values()], axis=0)
+    return np.sqrt(squares / squares[0])
 
 
 def summary_row(label: str, tables: Sequence[Json]) -> list[str]:
@@ -115,24 +120,27 @@ def curves(tables: Tables, null: bool = True) -> Figure:
     panels = axes.ravel()
     for i, (label, found) in enumerate(tables.items()):
         colour, style = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
-        facts = found[0]["facts"]
+        facts, asked = found[0]["facts"], found[0]["edited"]
         line(panels[0], found[0]["edits"], [growth(table) for table in found], label, colour, style)
-        line(panels[1], facts, _ability(found, "edited", "recall", 100), "", colour, style)
-        line(panels[2], facts, _ability(found, "edited", "perplexity"), "", colour, style)
-        norms = band([at_measurements(table) for table in found]).mean
-        panels[3].plot(
-            norms, band(_ability(found, "edited", "recall", 100)).mean, color=colour, ls=style, marker="."
-        )
-        if null:
-            panels[3].plot(
-                norms, band(_ability(found, "random", "recall", 100)).mean, color=FAINT, lw=0.7, marker="x"
-            )
+        if "recall" in asked:
+            line(panels[1], facts, _ability(found, "edited", "recall", 100), "", colour, style)
+            against(panels[3], found, "edited", color=colour, ls=style, marker=".")
+            if null:
+                against(panels[3], found, "random", color=FAINT, lw=0.7, marker="x")
+        if "perplexity" in asked:
+            line(panels[2], facts, _ability(found, "edited", "perplexity"), "", colour, style)
     _label(panels)
     figure.legend(loc="outside lower center", ncols=4)
     if null:
         panels[3].plot([], [], color=FAINT, lw=0.7, marker="x", label="random updates of the same size")
         panels[3].legend(loc="upper right")
     return figure
+
+
+def against(axis: Axes, found: Sequence[Json], model: str, **style: Any) -> None:
+    """Recall against this model's own norm, means over seeds."""
+    norms = band([at_measurements(table, model) for table in found]).mean
+    axis.plot(norms, band(_ability(found, model, "recall", 100)).mean, **style)
 
 
 def _ability(found: Sequence[Json], model: str, name: str, factor: float = 1.0) -> list[np.ndarray]:
@@ -158,11 +166,16 @@ def _label(panels: np.ndarray) -> None:
         axis.set_ylim(0, 103)
     log_if_wide(panels[3], "x")
     level(panels[0], 1.0)
+    for axis in panels:
+        if not axis.get_lines():
+            axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=FAINT)
 
 
 def log_if_wide(axis: Axes, which: str) -> None:
     """A logarithmic axis where the values drawn so far span more than an order of magnitude."""
-    drawn = np.concatenate([np.asarray(line.get_data()[which == "y"], float) for line in axis.get_lines()])
+    drawn = np.concatenate(
+        [[], *(np.asarray(line.get_data()[which == "y"], float) for line in axis.get_lines())]
+    )
     drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
     if len(drawn) and drawn.max() > WIDE * drawn.min():
         axis.set(**{f"{which}scale": "log"})

@@ -38,8 +38,8 @@ def main(options: AbilityLoss) -> None:
 
 
 def together(table: Json) -> float:
-    """Rank correlation of norm and recall over the steps of one run; NaN where one of them never changes."""
-    recall = table["edited"]["recall"]
+    """Rank correlation of norm and recall over a run's steps; NaN where recall never changes, or was not asked."""
+    recall = table["edited"].get("recall", [])
     return (
         float(spearmanr(at_measurements(table), recall).statistic) if len(set(recall)) > 1 else float("nan")
     )
@@ -47,7 +47,8 @@ def together(table: Json) -> float:
 
 def beyond(table: Json) -> float:
     """How many points of recall the edits cost at the end that random updates do not."""
-    return 100 * (table["random"]["recall"][-1] - table["edited"]["recall"][-1])
+    random, edited = (table[model].get("recall", [float("nan")])[-1] for model in ("random", "edited"))
+    return 100 * (random - edited)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.arms import arm
-from experiments.common import Arm, Study, begin, kept
+from experiments.common import Arm, Study, begin, digest, kept
 from experiments.drawing import COLOURS, level, line, log_if_wide, markdown, sheet, shown, write
 from jaxedit.pipeline import trajectory
 from jaxedit.pipeline.measure import measures_at
@@ -55,11 +55,12 @@ def main(options: Vectors) -> None:
 
 def rows_of(options: Vectors, one: Arm, seed: int) -> list[Row]:
     """The measures of one run."""
-    found = kept(options, one, seed, "vectors.json", lambda path: measure(options, path))
+    asked = digest({name: getattr(options, name) for name in ("prompts", "k", "measured_at")})
+    found = kept(options, one, seed, f"vectors-{asked}.json", lambda path: measure(options, path, seed))
     return [Row(*row) for row in found]
 
 
-def measure(options: Vectors, path: Path) -> list[list]:
+def measure(options: Vectors, path: Path, seed: int) -> list[list]:
     """The measures of the run in this folder."""
     total = trajectory(path)[0].steps
     text = options.beside(options.text, "held-out.txt")
@@ -70,6 +71,7 @@ def measure(options: Vectors, path: Path) -> list[list]:
         k=options.k,
         prompts=options.prompts,
         text=None if text is None else Path(text),
+        seed=seed,
     )
     steps = sorted({max(1, round(share * total)) for share in options.measured_at})
     return [list(row) for row in measures_at(path, steps, config)]
@@ -130,7 +132,8 @@ def ratios(found: dict[str, list[list[Row]]]) -> Figure:
                     values = [by_layer(last(rows, model), vector, prompts, position) for rows in seeds]
                     label = name if (i, j, model) == (0, 0, "edited") else ""
                     line(axis, range(len(values[0])), values, label, colour, style)
-            axis.set_title(f"{vector}, {prompts}")
+            axis.set_title(f"{vector}, {prompts}, {position.replace('_', ' ')}", fontsize=7)
+            axis.set_ylabel("norm ratio" if j == 0 else "")
             log_if_wide(axis, "y")
             axis.set_xticks(range(len(values[0])))
             axis.set_xlabel("layer" if i == len(sets) - 1 else "")

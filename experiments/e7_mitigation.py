@@ -69,7 +69,7 @@ def scatter(tables: Tables, below: Sequence[str]) -> Figure:
     figure, axes = sheet(2, height=3.6)
     for axis, values, title in zip(
         axes[0],
-        (lambda t: t["edited"]["recall"][-1], lambda t: t["final"]["ES"]),
+        (lambda t: t["edited"].get("recall", [np.nan])[-1], lambda t: t["final"]["ES"]),
         ("facts not edited that are recalled at the end, %", "ES of all edits at the end, %"),
         strict=True,
     ):

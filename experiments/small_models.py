@@ -3,8 +3,8 @@
     python -m experiments.small_models [--families llama gpt2 ...] [--out runs/small]
 
 Each is a Hugging Face folder OUT/FAMILY that any command takes as --model. Beside them lie what the experiments ask:
-OUT/facts.jsonl (to edit), OUT/controls.jsonl (never edited), OUT/held-out.txt (sentences in wordings that were not
-learned of their subjects) and OUT/corpus.txt (those that were). A training that was stopped goes on.
+OUT/facts.jsonl (to edit), OUT/controls.jsonl (never edited), OUT/held-out.txt (sentences about subjects of no fact to
+edit, in wordings that were not learned of them) and OUT/corpus.txt (what was learned). A stopped training goes on.
 """
 
 import dataclasses
@@ -97,20 +97,23 @@ def main(options: SmallModels) -> None:
 
 
 def make_corpus(options: SmallModels) -> Corpus:
-    """Sentences about every subject: four of six wordings to learn, one more held out; and the facts to edit."""
+    """Sentences about every subject, four of six wordings, to learn; one more of those that no fact to edit is about,
+    which an edit that works would make untrue; the facts to edit, and those that never are."""
     rng = np.random.default_rng(options.seed)
-    learned, held_out = [], []
+    learned, kept = [], []
     items = world_items()
     for relation in options.relations:
         wordings = (*RELATIONS[relation].prompts, *RELATIONS[relation].paraphrases)
         for item in items[relation]:
             order = rng.permutation(len(wordings))
             learned += [sentence(wordings[i], item) for i in order[:-2]]
-            held_out.append(sentence(wordings[order[-1]], item))
+            kept.append((item.subject, sentence(wordings[order[-1]], item)))
     facts = [fact for fact in world_facts(options.seed) if fact.relation in options.relations]
     chosen = [facts[i] for i in rng.permutation(len(facts))]
-    held_out = [held_out[i] for i in rng.permutation(len(held_out))]
-    return Corpus(learned, held_out, chosen[options.controls :], chosen[: options.controls])
+    controls, edited = chosen[: options.controls], chosen[options.controls :]
+    subjects = {fact.subject for fact in edited}
+    drawn = (kept[i] for i in rng.permutation(len(kept)))
+    return Corpus(learned, [text for subject, text in drawn if subject not in subjects], edited, controls)
 
 
 def sentence(wording: str, item: Item) -> str:

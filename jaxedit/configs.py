@@ -67,8 +67,18 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if isinstance(option, type) and dataclasses.is_dataclass(option) and isinstance(value, dict):
             return build(option, value, where)
         if _fits(option, value):
-            return float(value) if option is float else tuple(value) if isinstance(value, list) else value
+            return _taken(option, value)
     raise ConfigError(f"{where}: {value!r} is not {_spoken(hint)}")
+
+
+def _taken(option: Any, value: Any) -> Any:
+    """A value that fits an option, as the dataclass has it."""
+    if option in (float, Path):
+        return option(value)
+    if isinstance(value, list | tuple):
+        (of, *_) = typing.get_args(option) or (None,)
+        return tuple(_taken(of, item) for item in value)
+    return value
 
 
 def _fits(option: Any, value: Any) -> bool:
@@ -81,6 +91,8 @@ def _fits(option: Any, value: Any) -> bool:
         return isinstance(value, float) or (_fits(int, value) and abs(value) <= LARGEST)
     if option is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if option is Path:
+        return isinstance(value, str | Path)
     return isinstance(value, option)
 
 

@@ -1,5 +1,6 @@
 """Second moments of keys for a run: from a text or the model's own, computed once, kept by content."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from safetensors.numpy import save_file
 
 from jaxedit.data.contexts import Generate, sample_corpus
 from jaxedit.data.corpus import read_text, token_blocks
+from jaxedit.data.tokens import Tokenizer
 from jaxedit.errors import StatisticsError
 from jaxedit.models.sources import Checkpoint, default_cache
 from jaxedit.processes import by_first, from_first, to_host
@@ -51,13 +53,16 @@ def load_moments(
     or was made for another model.
     """
     tokens = source.tokens or 10 * checkpoint.model.config.d_ff
+    blocks = None if source.text is None else _blocks(source, checkpoint, tokens)
     provenance = {
         "weights": checkpoint.fingerprint,
+        "model": dataclasses.asdict(checkpoint.model.config),
+        "dtype": sorted({str(leaf.dtype) for leaf in checkpoint.params.values()}),
         "tokens": tokens,
         "length": source.length,
-        "text": _text_identity(source, key),
+        "text": _text_identity(checkpoint.tokenizer, key) if blocks is None else sha256(blocks.tobytes()),
     }
-    name = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:24]
+    name = sha256(json.dumps(provenance, sort_keys=True).encode())[:24]
     files = {layer: default_cache() / "moments" / name / f"layer-{layer}.safetensors" for layer in layers}
     here = {layer: source.cache and file.exists() for layer, file in files.items()}
     cached = from_first(lambda: here, here)
@@ -69,7 +74,8 @@ def load_moments(
     )
     if missing := files.keys() - found.keys():
         report("collecting second moments", 0, 1)
-        blocks = _blocks(source, checkpoint, tokens, generate, key)
+        if blocks is None:
+            blocks = sample_corpus(generate, checkpoint.tokenizer, tokens, source.length, key)
         moments |= second_moments(checkpoint.model, checkpoint.params, blocks, sorted(missing))
         report("collecting second moments", 1, 1)
         if source.cache:
@@ -81,18 +87,19 @@ def load_moments(
     return {layer: moments[layer] for layer in sorted(moments)}
 
 
-def _text_identity(source: MomentSource, key: Array) -> str:
-    if source.text is None:
-        return f"sampled from the model with key {jax.random.key_data(key).tolist()}"
-    return "sha256 " + hashlib.sha256(read_text(source.text).encode()).hexdigest()
+def _text_identity(tokenizer: Tokenizer, key: Array) -> str:
+    """Of a text that the model samples itself."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    return f"sampled with key {jax.random.key_data(key).tolist()}, vocabulary {sha256(vocabulary)}"
 
 
-def _blocks(
-    source: MomentSource, checkpoint: Checkpoint, tokens: int, generate: Generate, key: Array
-) -> Int[np.ndarray, "N length"]:
-    if source.text is None:
-        return sample_corpus(generate, checkpoint.tokenizer, tokens, source.length, key)
-    blocks = token_blocks(read_text(source.text), checkpoint.tokenizer, source.length, tokens)
+def sha256(content: bytes) -> str:
+    """The hash in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _blocks(source: MomentSource, checkpoint: Checkpoint, tokens: int) -> Int[np.ndarray, "N length"]:
+    blocks = token_blocks(read_text(str(source.text)), checkpoint.tokenizer, source.length, tokens)
     if blocks.size < tokens - source.length:
         raise StatisticsError(
             f"{source.text} gives {blocks.size} tokens in rows of {source.length}, {tokens} are asked for: "

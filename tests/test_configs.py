@@ -1,6 +1,7 @@
 """Configuration from plain data: what is refused, and how it is said."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,8 @@ from jaxedit.configs import build, read_toml
 from jaxedit.editors import Settings, method
 from jaxedit.errors import ConfigError
 from jaxedit.models.config import DecoderConfig
-from jaxedit.pipeline import RunConfig, check
+from jaxedit.pipeline import RunConfig, check, config_from
+from jaxedit.trajectory.files import json_bytes
 from tests.cases import Case
 
 
@@ -32,6 +34,15 @@ def test_plain_data_becomes_nested_dataclasses() -> None:
     built = build(Outer, {"kind": "b", "inner": {"rate": 2, "layers": [3, 4]}})
     assert built == Outer(kind="b", inner=Inner(rate=2.0, layers=(3, 4)))
     assert isinstance(built.inner.rate, float)
+
+
+def test_paths_are_read_from_text_and_written_as_text() -> None:
+    asked = {"text": "wiki.txt", "tasks": ["sst2.json", "mmlu.json"]}
+    built = config_from({"watch": {"measures": {"text": "other.txt"}, "questions": asked}})
+    questions = built.watch.questions
+    assert (questions.text, questions.tasks) == (Path("wiki.txt"), (Path("sst2.json"), Path("mmlu.json")))
+    assert built.watch.measures.text == Path("other.txt")
+    assert config_from(json.loads(json_bytes(asdict(built)))) == built
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Second moments on disk: kept by content, refused where they do not belong."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -45,6 +46,15 @@ def test_layers_are_kept_apart_and_texts_told_apart(gpt2: Case, cache: Path, tmp
     text.write_text("Another text, about another town and its market. " * 40)
     collect(gpt2, MomentSource(text=str(text), tokens=64, length=16), (0,))
     assert len(list(cache.rglob("*.safetensors"))) == 3
+
+
+def test_moments_in_another_compute_type_are_others(gpt2: Case, cache: Path) -> None:
+    source = MomentSource(tokens=64, length=16)
+    first = collect(gpt2, source, (0,))
+    halved = {path: leaf.astype(jnp.bfloat16) for path, leaf in gpt2.checkpoint.params.items()}
+    low = replace(gpt2, checkpoint=replace(gpt2.checkpoint, params=halved))
+    assert not same_bits(collect(low, source, (0,)), first)
+    assert len(list(cache.rglob("*.safetensors"))) == 2
 
 
 def test_a_text_that_is_too_short_is_refused(gpt2: Case, cache: Path, tmp_path: Path) -> None:

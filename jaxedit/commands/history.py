@@ -1,6 +1,6 @@
 """Commands on the steps of runs: history, at, diff, undo, apply, branch, verify."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +13,12 @@ from jaxedit.errors import RunError
 from jaxedit.export import refuse_existing_model, write_model
 from jaxedit.linalg import dense, frobenius
 from jaxedit.models.sources import load
-from jaxedit.pipeline import branch, model_at, trajectory
+from jaxedit.pipeline import branch, config_from, model_at, trajectory
 from jaxedit.pipeline.prepare import with_matrices
 from jaxedit.pipeline.sequence import Stop
 from jaxedit.report.progress import Report
 from jaxedit.report.steps import change_table, history_table
-from jaxedit.trajectory.deltas import Delta, apply_delta, read_delta, write_delta
+from jaxedit.trajectory.deltas import Delta, apply_delta, prints, read_delta, require_before, write_delta
 from jaxedit.trajectory.replay import Trajectory
 from jaxedit.trajectory.store import RunFolder
 from jaxedit.types import LowRank
@@ -107,6 +107,10 @@ class Changes:
     """Updates between saves."""
     seed: int | None = None
     """Of everything random."""
+    network: str | None = None
+    """Trained network of another hypernetwork editor."""
+    text: str | None = None
+    """Another text for an editor that learns from text, read from its start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +160,9 @@ def execute_history(command: HistoryCommand, out: Console) -> None:
 def run_branch(command: Branch, report: Report, stop: Stop) -> RunFolder:
     """Runs a branch to its end."""
     changes = {name: value for name, value in asdict(command.changes).items() if value is not None}
+    if "text" in changes:
+        had = config_from(RunFolder.open(command.run).read("config")).text
+        changes["text"] = replace(had, file=changes["text"], skip=0)
     return branch(command.run, command.step, command.out, changes, report, stop)
 
 
@@ -178,18 +185,25 @@ def _diff(run: Path, start: int, stop: int, file: Path | None, out: Console) -> 
     sizes = {path: float(frobenius(dense(delta))) for path, delta in change.items()}
     out.print(change_table(f"{run}, steps {start} to {stop}", _norms(after), _norms(before), sizes))
     if file is not None:
-        write_delta(file, Delta(prepared.checkpoint.fingerprint, change))
-        rank = max(d.left.shape[1] if isinstance(d, LowRank) else min(d.shape) for d in change.values())
+        origin = found.folder.origin(prepared.checkpoint.params)
+        edited = prints(origin | before) if start or origin else {}
+        write_delta(file, Delta("" if edited else prepared.checkpoint.fingerprint, change, edited))
+        rank = max(
+            d.left.shape[1] if isinstance(d, LowRank) else min(d.shape) if d.ndim == 2 else 1
+            for d in change.values()
+        )
         say(out, f"The change, of rank {rank} at most, is in {file}: {file.stat().st_size:,} bytes")
-        if start:
-            say(out, f"It belongs on the model after {start} updates, not on the base weights.")
+        if edited:
+            say(out, f"It belongs on the model after {start} updates, not on the base weights:")
+            say(out, f"  jaxedit at {run} {start} --out MODEL && jaxedit apply {file} MODEL OUT")
 
 
 def _apply(file: Path, name: str, folder: Path, out: Console) -> None:
     refuse_existing_model(folder)
     delta = read_delta(file)
     model = load(name, dtype=jnp.float32)
-    if model.fingerprint != delta.weights:
+    require_before(model.params, delta, file)
+    if not delta.before and model.fingerprint != delta.weights:
         raise RunError(
             f"{file} belongs to other base weights: {delta.weights[:12]}, the model {name!r} has "
             f"{model.fingerprint[:12]}"

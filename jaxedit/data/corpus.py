@@ -1,5 +1,6 @@
 """Plain text for statistics and perplexity: files to blocks of token ids."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,26 +34,29 @@ def read_text(path: str | Path) -> str:
 
 
 def token_blocks(
-    text: str, tokenizer: Tokenizer, length: int, limit: int | None = None
+    text: str, tokenizer: Tokenizer, length: int, limit: int | None = None, lead: Sequence[int] = ()
 ) -> Int[np.ndarray, "n length"]:
-    """Cut a text into int32 blocks of `length` tokens, from its start, no special tokens added.
+    """Cut a text into int32 blocks of `length` tokens, from its start, each begun with `lead` and nothing else added.
 
-    At most `limit` tokens are used (all where None); what does not fill a last block is left out.
+    At most `limit` tokens of the text are used (all where None); what does not fill a last block is left out.
 
     Raises:
-        FactError: `length` or `limit` is below 1, the text has too few tokens for one block, or the
-            tokenizer is not a fast one.
+        FactError: `length` has no room beside `lead`, `limit` is below it, the text has too few tokens for one
+            block, or the tokenizer is not a fast one.
     """
     require_fast(tokenizer)
-    if length < 1 or (limit is not None and limit < length):
+    own = length - len(lead)
+    if own < 1 or (limit is not None and limit < own):
         raise FactError(
-            f"cannot make blocks of {length} tokens from at most {limit} tokens: need 1 <= length <= limit"
+            f"cannot make blocks of {length} tokens, {len(lead)} of them special, from at most {limit} tokens: "
+            "need one token of text in a block, and one block"
         )
     ids = _first_ids(text, tokenizer, limit)
-    count = len(ids) // length
+    count = len(ids) // own
     if count == 0:
         raise FactError(f"the text has {len(ids)} tokens, too few for one block of {length}: use more text")
-    return np.asarray(ids[: count * length], np.int32).reshape(count, length)
+    rows = np.asarray(ids[: count * own], np.int32).reshape(count, own)
+    return np.concatenate([np.tile(np.asarray(lead, np.int32), (count, 1)), rows], axis=1)
 
 
 def _first_ids(text: str, tokenizer: Tokenizer, limit: int | None) -> list[int]:

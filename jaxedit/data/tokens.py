@@ -24,6 +24,10 @@ class Tokenizer(Protocol):
         """Ids of BOS, EOS, padding and the like."""
         ...
 
+    def get_vocab(self) -> dict[str, int]:
+        """Every token's id."""
+        ...
+
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Tokenise a text or a list of texts."""
         ...

@@ -128,6 +128,7 @@ def residual_shares(
     """What each module adds to the residual stream: mean over N of ||x_module|| / sum over all modules.
 
     ENCORE (arXiv 2502.01636, section 5) sees the edited layers' share grow. All shares together make 1.
+    Where a norm follows the module, as in Gemma 2 and OLMo 2, they are of what goes into it.
     """
     lengths = jnp.stack([norms(attention), norms(mlp)])
     shares = jnp.mean(ratio(lengths, jnp.sum(lengths, axis=(0, 1))), axis=-1)

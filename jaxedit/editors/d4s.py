@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,7 +10,6 @@ from jaxedit.editors.closed_form import Preservation, preservation, remember, so
 from jaxedit.editors.config import LocateConfig
 from jaxedit.editors.memit import memit_config
 from jaxedit.editors.solver import Batch, Solver, write_ridge
-from jaxedit.linalg import double
 from jaxedit.types import LowRank
 
 
@@ -36,18 +34,15 @@ def d4s_config(layers: Iterable[int], lam: float) -> LocateConfig:
 def d4s(config: LocateConfig) -> Solver:
     """After every batch W is the one-time solution `W_0 + (sum R K^T) (lam C0 + lam_n I + sum K K^T)^-1`.
 
-    What the facts already get from earlier edits, `(W - W_0) K`, is taken off their residual: with history
-    that is the same as summing `R K^T` over the sequence, and the update stays of rank n.
+    `write` is given what W still lacks, `R - (W - W_0) K` (`locate.still_missing`): with history that is the same
+    as summing `R K^T` over the sequence, and the update stays of rank n.
     """
 
     def init(second_moment: Array, weights: Array) -> Dump:
         return Dump(preservation(second_moment, config.lam, config.lam_n).inverse, jnp.copy(weights))
 
     def write(state: Dump, weights: Array, batch: Batch) -> LowRank:
-        with jax.enable_x64(True):
-            change = double(weights) - double(state.original)
-            missing = double(batch.residual) - jnp.matmul(double(batch.keys), change, precision="highest")
-        return write_ridge(Preservation(state.inverse), batch._replace(residual=missing), config)
+        return write_ridge(Preservation(state.inverse), batch, config)
 
     def remembered(state: Dump, weights: Array, keys: Array, weight: Array) -> Dump:
         kept = Preservation(state.inverse)

@@ -130,7 +130,9 @@ def compact(delta: LowRank) -> LowRank | Float[Array, "in out"]:
 def written(
     params: Params, state: State, features: Features, deltas: dict[str, LowRank | Array]
 ) -> tuple[Params, State, EditInfo]:
-    """The update that adds these changes."""
+    """The update that adds these changes; all are dense where one is, since a run keeps factors of all or of none."""
+    if not all(isinstance(delta, LowRank) for delta in deltas.values()):
+        deltas = {path: dense(delta) for path, delta in deltas.items()}
     changed = {path: added(params.edited[path], delta) for path, delta in deltas.items()}
     finite = jnp.stack([jnp.isfinite(frobenius(matrix)) for matrix in changed.values()]).all()
     info = EditInfo(deltas, {"loss": features.loss}, finite)

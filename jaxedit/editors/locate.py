@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -12,7 +13,7 @@ from jaxedit.editors.nas import anchored
 from jaxedit.editors.reading import Reading, first_reading, keys_after, mean_keys, next_reading, value_now
 from jaxedit.editors.solver import Batch, Solver, ridge
 from jaxedit.errors import StatisticsError
-from jaxedit.linalg import added, frobenius, safe_norm
+from jaxedit.linalg import added, double, frobenius, safe_norm
 from jaxedit.lookup import Lead, lead_of, prefix_shares, rows_of, split_pass
 from jaxedit.models.model import Model
 from jaxedit.types import Delta, EditInfo, Editor, Params, Requests, Rewrite, Site, Solved
@@ -21,7 +22,7 @@ from jaxedit.values import Optimise, Values, optimise_values
 __all__ = ["LocateConfig", "locate_and_edit", "mean_keys"]
 
 State = dict[str, Any]
-"""By path what the solver remembers of that matrix; under `ANCHOR` the norm of NAS, where it is used."""
+"""By path what the solver remembers of that matrix; under `ANCHOR` the norms of NAS by span, where they are used."""
 
 ANCHOR = "anchor"
 
@@ -47,7 +48,9 @@ def locate_and_edit(
 
     def init(params: Params) -> State:
         state = {path: solver.init(moments[layer], params.edited[path]) for layer, path in paths.items()}
-        return state if config.anchor is None else state | {ANCHOR: jnp.float32(config.anchor)}
+        if config.anchor is None:
+            return state
+        return state | {ANCHOR: jnp.full(len(spans), config.anchor, jnp.float32)}
 
     def layerwise(
         params: Params, state: State, requests: Requests, rewrite: Rewrite, carry: Any
@@ -122,7 +125,8 @@ def write_span(
     sharing = config.layers if config.values_at == "shared" else layers
     source = params
     if solver.original is not None:
-        unedited = {path: solver.original(state[path]) for path in paths.values()}
+        whole = model.edited_paths(config.layers).values()
+        unedited = {path: solver.original(state[path]) for path in whole}
         source = Params(params.edited | unedited, params.frozen)
     read_at = layers if solver.original is not None else layers[:1]
 
@@ -145,8 +149,9 @@ def write_span(
     values = values._replace(losses=values.losses.T)
     target, changed = values.target, {}
     if config.anchor is not None:
-        target, anchor = anchored(values, mlp, state[ANCHOR], requests.weight)
-        changed = {ANCHOR: anchor}
+        number, anchors = config.layers.index(layers[0]), state[ANCHOR]  # of the span, which is all or one
+        target, anchor = anchored(values, mlp, anchors[number], requests.weight)
+        changed = {ANCHOR: anchors.at[number].set(anchor)}
 
     edited, real = dict(params.edited), requests.weight[:, None]
     deltas: dict[str, Delta] = {}
@@ -163,6 +168,8 @@ def write_span(
         residual = spread(target - reading.now, left, layer == sharing[-1], config.spread)
         query = reading.keys.bare if config.query == "bare" else reading.keys.mean
         batch = Batch(reading.keys.mean * real, query * real, residual * real, requests.weight)
+        if solver.original is not None:
+            batch = still_missing(batch, edited[path], solver.original(state[path]))
         solved = Solved(batch.query, batch.residual, solver.write(state[path], edited[path], batch))
         deltas[path], carry = rewrite(Site(path, edited[path], solved), solved.delta, carry)
         edited[path] = added(edited[path], deltas[path])
@@ -170,6 +177,13 @@ def write_span(
         metrics[f"key_norm/{layer}"] = safe_norm(reading.keys.mean)
         metrics[f"residual_norm/{layer}"] = safe_norm(residual)
     return Written(Params(edited, params.frozen), changed, deltas, keys, values, metrics, found.lead, carry)
+
+
+def still_missing(batch: Batch, weight: Float[Array, "d_k d_v"], original: Float[Array, "d_k d_v"]) -> Batch:
+    """The batch with residuals of the matrix as it stands, given those of the original one."""
+    with jax.enable_x64(True):
+        given = jnp.matmul(double(batch.query), double(weight) - double(original), precision="highest")
+        return batch._replace(residual=(double(batch.residual) - given).astype(jnp.float32))
 
 
 def spread(missing: Float[Array, "B d_v"], left: int, last: bool, how: str) -> Float[Array, "B d_v"]:

@@ -20,7 +20,7 @@ class MovingConfig(LocateConfig):
     """The null space is that of a mean of C0 and of the second moment of earlier edits' keys."""
 
     refresh: int = 1  # edits after which it is taken anew; that costs O(d_k^3), all else O(d_k^2 n)
-    corpus: float = 1.0  # weight of C0 in the mean
+    corpus: float | None = None  # weight of C0 in the mean; None: `lam`, its weight in the ridge
     edits: Literal["one", "count"] = "count"  # weight of the keys: 1, or how many there are
 
 
@@ -54,7 +54,6 @@ def betaedit_config(
         null_fraction=fraction,
         memory=True,
         refresh=refresh,
-        corpus=lam,
         edits="one",
     )
 
@@ -122,7 +121,8 @@ def anew(
     with jax.enable_x64(True):
         moment, number = double(moment), double(jnp.maximum(count, 1))
         edits = jnp.where(count > 0, number if config.edits == "count" else 1.0, 0.0)
-        mean = (config.corpus * moment + edits * gram / number) / (config.corpus + edits)
+        corpus = config.lam if config.corpus is None else config.corpus
+        mean = (corpus * moment + edits * gram / number) / (corpus + edits)
         projector = null_space(mean, config)
         ridge = config.lam_n * jnp.eye(moment.shape[0], dtype=jnp.float64)
         return restricted_inverse(config.lam * moment + ridge + gram, projector)

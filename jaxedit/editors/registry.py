@@ -1,7 +1,7 @@
 """The table of editing methods: drives the command line, the conformance tests and the README."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,11 +18,16 @@ from jaxedit.editors.hyperedit import hypernetwork
 from jaxedit.editors.hypernet import HyperConfig, Hypernet, fresh
 from jaxedit.editors.locate import LocateConfig, locate_and_edit
 from jaxedit.editors.lora import LoRAConfig, LoRASequenceConfig, lora, lora_sequence
-from jaxedit.editors.lyaplock import lyaplock, lyaplock_config
+from jaxedit.editors.lyaplock import LyapLockConfig, lyaplock, lyaplock_config
 from jaxedit.editors.malmen import malmen_config
 from jaxedit.editors.memit import emmet_config, memit_config
 from jaxedit.editors.mend import mend_config
-from jaxedit.editors.moving_null_space import betaedit_config, langedit_config, moving_null_space
+from jaxedit.editors.moving_null_space import (
+    MovingConfig,
+    betaedit_config,
+    langedit_config,
+    moving_null_space,
+)
 from jaxedit.editors.nas import nas_config
 from jaxedit.editors.optimiser import OptimiserConfig, rate
 from jaxedit.editors.pmet import pmet_config
@@ -36,6 +41,16 @@ from jaxedit.types import Editor
 
 EditorConfig = LocateConfig | FineTuneConfig | LoRAConfig | PretrainConfig | FeatureConfig
 NULL_SPACES = {"null_threshold": "null_fraction", "null_fraction": "null_threshold"}  # one replaces the other
+# What an editor may hold and not read (`Method.without`), and why.
+WITHOUT = {
+    "beta": "earlier keys weigh 1 in it",
+    "lam_n": "it has no ridge on the update",
+    "ridge": "its constraints are not softened",
+    "null_threshold": "it writes along all directions",
+    "null_fraction": "it writes along all directions",
+}
+# Settings that change nothing while another is off.
+NEEDS = {"beta": "memory", "memory_keys": "memory", "reference_quirks": "patience", "centre": "bound"}
 
 
 @dataclass(frozen=True)
@@ -138,6 +153,7 @@ class Method:
     request: Literal["facts", "text"] = "facts"  # what an update takes: `Requests`, or a `TextBatch`
     fresh: Callable[[Model, Any, Array], Hypernet] | None = None  # an untrained network, where one is needed
     warms_up: bool = False  # has moments that may count facts before any is edited (`Editor.observe`)
+    without: frozenset[str] = frozenset()  # settings that its configuration holds and nothing reads
 
     @property
     def needs_moments(self) -> bool:
@@ -148,7 +164,7 @@ class Method:
         return self.fresh is not None
 
     def configure(self, model: DecoderConfig, settings: Settings = Settings()) -> Any:
-        """The preset for this model with the departures. Raises ConfigError for one it does not have.
+        """The preset for this model with the departures. Raises ConfigError for one without effect.
 
         What `jaxedit.editors.presets` says of this editor and model comes before the depth rule.
         """
@@ -158,6 +174,7 @@ class Method:
         }
         for name, value in (preset_for(self.name, model).settings | departures).items():
             config = self._depart(config, name, value)
+        check_effect(config, departures, self.name)
         check(config, self.name)
         if isinstance(config, LocateConfig):
             config = config.fitted(model)
@@ -166,6 +183,8 @@ class Method:
 
     def _depart(self, config: EditorConfig, name: str, value: Any) -> EditorConfig:
         value = tuple(value) if isinstance(value, list) else value
+        if name in self.without:
+            raise ConfigError(f"editor {self.name!r}: {name} has no effect, {WITHOUT[name]}: leave it out")
         if name in _names(config):
             other = NULL_SPACES.get(name)
             return dataclasses.replace(config, **{name: value} | ({other: None} if other else {}))
@@ -173,9 +192,20 @@ class Method:
         if values is not None and name in _names(values):
             return dataclasses.replace(config, values=dataclasses.replace(values, **{name: value}))
         known = _names(config) | (_names(values) if values is not None else set())
+        known = (known & _names(Settings())) - self.without
+        raise ConfigError(f"editor {self.name!r}: " + unknown_name("setting", name, known))
+
+
+def check_effect(config: EditorConfig, given: Mapping[str, Any], editor: str) -> None:
+    """Raises ConfigError for a setting given that changes nothing beside the others."""
+    if given.keys() >= NULL_SPACES.keys():
         raise ConfigError(
-            f"editor {self.name!r}: " + unknown_name("setting", name, known & _names(Settings()))
+            f"editor {editor!r}: null_threshold and null_fraction both say which null space is written; give one"
         )
+    for name, other in NEEDS.items():
+        holder = config if hasattr(config, other) else getattr(config, "values", None)
+        if name in given and not getattr(holder, other):
+            raise ConfigError(f"editor {editor!r}: {name} has no effect without {other}: give that too")
 
 
 def check(config: EditorConfig, editor: str) -> None:
@@ -193,7 +223,7 @@ def check(config: EditorConfig, editor: str) -> None:
         positive |= {"clamp": config.values.clamp}
         not_negative |= {"lam_n": config.lam_n, "ridge": config.ridge, "kl": config.values.kl}
         not_negative |= {"weight_decay": config.values.weight_decay, "lam": config.lam}
-        if config.lam_n == 0:
+        if config.lam_n == 0 or only_lam_preserves(config):
             positive |= {"lam": config.lam}
         given = {
             "beta": config.beta,
@@ -225,6 +255,12 @@ def check(config: EditorConfig, editor: str) -> None:
             rate(config)
         except ConfigError as error:
             raise ConfigError(f"editor {editor!r}: {error}") from None
+
+
+def only_lam_preserves(config: LocateConfig) -> bool:
+    """Whether nothing else stands in for C0 where `lam` is 0."""
+    moving = isinstance(config, MovingConfig) and config.corpus is None
+    return moving or isinstance(config, LyapLockConfig)
 
 
 def check_features(config: FeatureConfig, editor: str) -> None:
@@ -314,6 +350,7 @@ METHODS: dict[str, Method] = {
             "keys of earlier edits", "memit",
             lambda model: betaedit_config(layer_span(model), lam=150.0, lam_n=0.5, fraction=NULL_FRACTION),
             lambda model, moments, config: locate_and_edit(model, moments, config, moving_null_space(config)),
+            without=frozenset({"beta"}),
         ),
         Method(
             "langedit", "arXiv 2506.10800", "closed form",
@@ -321,6 +358,7 @@ METHODS: dict[str, Method] = {
             "keys of earlier edits", "memit",
             lambda model: langedit_config(layer_span(model), lam_n=0.5, fraction=NULL_FRACTION),
             lambda model, moments, config: locate_and_edit(model, moments, config, moving_null_space(config)),
+            without=frozenset({"beta"}),
         ),
         Method(
             "evoedit", "arXiv 2510.13851", "closed form",
@@ -333,12 +371,14 @@ METHODS: dict[str, Method] = {
             "keys and outputs of earlier edits, the unedited matrices, a queue", "memit",
             lambda model: lyaplock_config(layer_span(model), lam=50.0),
             lambda model, moments, config: locate_and_edit(model, moments, config, lyaplock(config)),
+            without=frozenset({"beta", "lam_n", "ridge", *NULL_SPACES}),
         ),
         Method(
             "d4s", "arXiv 2410.23843", "closed form", "a span of layers, rank one a fact and layer",
             "keys of earlier edits, the unedited matrices", "memit",
             lambda model: d4s_config(layer_span(model), lam=1000.0),
             lambda model, moments, config: locate_and_edit(model, moments, config, d4s(config)),
+            without=frozenset(NULL_SPACES),
         ),
         Method(
             "nas", "arXiv 2602.02543", "closed form",

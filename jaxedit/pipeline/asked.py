@@ -11,6 +11,7 @@ from jaxedit.data.probes import encode_probes
 from jaxedit.data.prompts import PromptRows, encode_prompts
 from jaxedit.data.questions import encode_quizzes
 from jaxedit.data.tasks import few_shot, load_tasks
+from jaxedit.data.tokens import leading_ids
 from jaxedit.evaluation.ability import Ability, ability
 from jaxedit.evaluation.drift import Drift, drift
 from jaxedit.evaluation.edits import score_all
@@ -92,7 +93,8 @@ def blocks_of(config: AbilityConfig, checkpoint: Checkpoint) -> np.ndarray | Non
     if config.text is None:
         return None
     length = min(config.block, checkpoint.model.config.max_positions)
-    return token_blocks(read_text(config.text), checkpoint.tokenizer, length, limit=config.text_tokens)
+    lead = leading_ids(checkpoint.tokenizer)
+    return token_blocks(read_text(config.text), checkpoint.tokenizer, length, config.text_tokens, lead)
 
 
 class _Speaker:

@@ -1,21 +1,19 @@
 """Steps of runs, for those who have the model at hand: replay, branches, edits taken out."""
 
 import dataclasses
-import functools
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array
 
-from jaxedit.editors import Settings
+from jaxedit.data.facts import Fact
+from jaxedit.editors import Settings, method
 from jaxedit.errors import RunError
 from jaxedit.models.sources import Checkpoint
-from jaxedit.parallel import on_one_device, placed_parameters
+from jaxedit.parallel import placed_parameters
 from jaxedit.pipeline.config import DeviceConfig, RunConfig, check
-from jaxedit.pipeline.placing import placed, placed_chunk
+from jaxedit.pipeline.driver import rerun_of, when_needed
 from jaxedit.pipeline.plan import plan_of
 from jaxedit.pipeline.prepare import (
     Prepared,
@@ -29,36 +27,38 @@ from jaxedit.pipeline.prepare import (
 )
 from jaxedit.pipeline.sequence import (
     Stop,
-    apply_function,
     devices_of,
     finish,
-    guard_for,
     never,
     new_folder,
     reopen,
 )
 from jaxedit.pipeline.used import used
 from jaxedit.pipeline.warm import first_state
+from jaxedit.pipeline.watch import require_room
 from jaxedit.trajectory.files import fingerprint
-from jaxedit.trajectory.journal import Finished
 from jaxedit.trajectory.replay import Rerun, Trajectory
 from jaxedit.trajectory.store import RunFolder
 from jaxedit.trajectory.writer import refuse_existing
-from jaxedit.types import State
+
+GOES_ON = ("editor", "settings", "network", "transforms", "facts", "text")
+"""Settings that a branch has in common with its run where it goes on as that one did."""
 
 
 def trajectory(path: str | Path, report: Report = quiet) -> tuple[Trajectory, RunConfig, Prepared]:
     """All steps of a run, dense updates and editors' memories included, with what the run is made of."""
     folder = RunFolder.open(path)
-    config, prepared = reopen(folder, report, DeviceConfig())  # low-rank updates are added up on any device
-    recorded = devices_of(folder)
+    here, recorded = DeviceConfig(), devices_of(folder)
+    as_it_was = recorded == here  # its recorded cut included; low-rank updates are added up on any device
+    config, prepared = reopen(folder, report, None if as_it_was else here)
     config = dataclasses.replace(config, devices=recorded)
+
+    def rerun() -> Rerun:
+        ready = prepared if as_it_was else _as_it_was(folder)
+        return rerun_of(config, folder, ready, plan_of(config, ready))
+
     state = prepared.editor.init(prepared.params)
-    program = functools.cache(
-        lambda: rerun_of(config, folder, prepared if recorded == DeviceConfig() else _as_it_was(folder))
-    )
-    found = Trajectory(folder, prepared.params.edited, state, lambda *given: program()(*given))
-    return found, config, prepared
+    return Trajectory(folder, prepared.params.edited, state, when_needed(rerun)), config, prepared
 
 
 def _as_it_was(folder: RunFolder) -> Prepared:
@@ -70,25 +70,6 @@ def _as_it_was(folder: RunFolder) -> Prepared:
             f"Ask where there are {had}, or for a step with a snapshot (`jaxedit history` lists them)"
         )
     return reopen(folder)[1]
-
-
-def rerun_of(config: RunConfig, folder: RunFolder, prepared: Prepared) -> Rerun:
-    """Runs recorded chunks once more by the very program that the run used, stopping after any of their updates."""
-    plan = plan_of(config, prepared)
-    guard = guard_for(config, prepared, folder.journal.policy)
-    apply = apply_function(config, prepared, guard, plan)
-
-    def rerun(
-        edited: dict[str, Array], state: State, chunk: Finished, count: int
-    ) -> tuple[dict[str, Array], State]:
-        planned = plan.planned(chunk.first, chunk.updates, chunk.shape)
-        active = jnp.arange(plan.length) < count
-        copies = jax.tree.map(jnp.copy, placed(edited, state, prepared.devices))
-        again = placed_chunk(planned.chunk._replace(active=active), prepared.devices)
-        edited, state, _ = apply(copies[0], prepared.frozen, copies[1], again)
-        return on_one_device((edited, state), prepared.devices)
-
-    return rerun
 
 
 def branch(
@@ -103,38 +84,59 @@ def branch(
 
     With the settings of the first run it goes on as that one did: with the facts that were left, the editor's
     memory carried over; to the bit where these facts need arrays of the same shapes, else to rounding.
-    `changes` are settings of `RunConfig` by name; with another editor, other settings of it, or other facts,
-    the memory starts empty.
+    `changes` are settings of `RunConfig` by name; with another of those in `GOES_ON` the memory starts empty. Another
+    editor has its own preset, no network and no warm-up but those in `changes`.
     """
     refuse_existing(Path(out))
     parent, config, prepared = trajectory(path, report)
     changes = dict(changes or {})
     if changes.get("editor", config.editor) != config.editor:
-        changes = {"settings": Settings()} | changes
+        anew: dict[str, Any] = {"settings": Settings(), "warm_up": 0, "network": None}
+        changes = anew | changes
     new = dataclasses.replace(config, **changes, out=str(out))
     check(new)
-    same = (new.editor, new.settings, new.facts) == (config.editor, config.settings, config.facts)
+    require_room(new)
+    same = all(getattr(new, name) == getattr(config, name) for name in GOES_ON)
     edited, state = parent.resumable(step) if same else (parent.at(step), None)
     base = load_model(new)
     matrices = placed_parameters(parent.folder.origin(base.params) | edited, base.model.placement)
     if same:
-        done = sum(len(batch) for batch in plan_of(config, prepared).batches[:step])
-        skip = config.text.skip + step
-        new = dataclasses.replace(new, text=dataclasses.replace(config.text, skip=skip))
-        facts, contexts = prepared.facts[done:][: changes.get("count")], prepared.contexts
-        if not facts:
-            raise RunError(
-                f"{path} has no facts left after step {step}: name others with --facts, or an earlier step"
-            )
-        new = dataclasses.replace(new, count=len(facts))
+        new, facts = rest_of(path, config, prepared.facts, step, new, changes.get("count"))
+        contexts = prepared.contexts
     else:
         start = with_matrices(base, matrices)
         facts, contexts = choose_facts(new, start, report), draw_contexts(new, start)
     ready = prepare(new, base, facts, contexts, report, matrices)
+    plan = plan_of(new, ready)  # what cannot be planned leaves no folder
     state = first_state(new, ready, report) if state is None else state
     origin = {"matrices": sorted(matrices), "fingerprint": fingerprint(matrices)}
     about = {"run": str(path), "step": step, **origin}
-    return finish(new, new_folder(new, ready, state, matrices, about), ready, report, stop)
+    return finish(new, new_folder(new, ready, state, matrices, about), ready, plan, report, stop)
+
+
+def rest_of(
+    path: str | Path, config: RunConfig, facts: list[Fact], step: int, new: RunConfig, count: int | None
+) -> tuple[RunConfig, list[Fact]]:
+    """A branch's settings `new` and its facts, where it goes on with what its run had left after a step.
+
+    Raises RunError where nothing is left.
+    """
+    if method(new.editor).request == "text":
+        rows = (new.text.skip + step) * (config.batch_size or 1)
+        text = dataclasses.replace(new.text, skip=-(-rows // (new.batch_size or 1)))
+        count = config.count - step if count is None else count
+        if not count:
+            raise RunError(
+                f"{path} has no batches left after step {step}: ask for more with --count, or name an earlier "
+                "step"
+            )
+        return dataclasses.replace(new, text=text, count=count), facts
+    left = facts[step * (config.batch_size or len(facts)) :][:count]
+    if not left:
+        raise RunError(
+            f"{path} has no facts left after step {step}: name others with --facts, or an earlier step"
+        )
+    return dataclasses.replace(new, count=len(left)), left
 
 
 def model_at(path: str | Path, step: int | None = None, without: Collection[int] = ()) -> Checkpoint:

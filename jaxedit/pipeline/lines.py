@@ -37,11 +37,14 @@ def metric_lines(steps: Step, first: int, batches: Sequence[Sequence[Fact]]) -> 
 
 
 def plain(values: dict[str, np.ndarray], facts: int) -> dict[str, Any]:
-    """Arrays as JSON numbers and lists, padding facts cut off, `null` for NaN."""
+    """Arrays as JSON numbers and lists, padding facts cut off, `null` for NaN.
+
+    Without facts, as of a batch of text, nothing is padding.
+    """
 
     def convert(x: np.ndarray) -> Any:
         x = np.asarray(x)
-        x = x[..., :facts] if x.ndim else x
+        x = x[..., : facts or None] if x.ndim else x
         if x.dtype.kind != "f":
             return x.tolist()
         plain_numbers = x.astype(object)
@@ -52,17 +55,21 @@ def plain(values: dict[str, np.ndarray], facts: int) -> dict[str, Any]:
 
 
 def summary(prepared: Prepared, final: Params, report: Report) -> dict[str, Any]:
-    """Scores of all edits on the final model and on the one before, and norms of every MLP matrix."""
+    """Scores of all edits on the final model and on the one before, and norms of matrices before and after.
+
+    There are no scores where there are no facts.
+    """
     checkpoint = prepared.checkpoint
     limit = checkpoint.model.config.max_positions
-    probes = encode_probes(prepared.facts, checkpoint.tokenizer, max_length=limit)
-    result: dict[str, Any] = {"edits": len(prepared.facts)}
-    report("scoring all edits", 0, 2)
-    result["unedited"] = summarise(score_all(checkpoint.model, checkpoint.params, probes))
-    report("scoring all edits", 1, 2)
-    result["final"] = summarise(score_all(checkpoint.model, join(final), probes))
-    report("scoring all edits", 2, 2)
-    norms = matrix_norms(checkpoint.params)
+    result: dict[str, Any] = {"edits": len(prepared.facts), "unedited": {}, "final": {}}
+    if prepared.facts:
+        probes = encode_probes(prepared.facts, checkpoint.tokenizer, max_length=limit)
+        report("scoring all edits", 0, 2)
+        result["unedited"] = summarise(score_all(checkpoint.model, checkpoint.params, probes))
+        report("scoring all edits", 1, 2)
+        result["final"] = summarise(score_all(checkpoint.model, join(final), probes))
+        report("scoring all edits", 2, 2)
+    norms = matrix_norms(checkpoint.params, final.edited)
     result["unedited_norm"] = {path: float(norm) for path, norm in norms.items()}
     result["final_norm"] = {path: float(jnp.linalg.norm(w)) for path, w in final.edited.items()}
     return result

@@ -22,7 +22,7 @@ from jaxedit.pipeline.prepare import Prepared, Report, quiet
 from jaxedit.pipeline.prompt_sets import Collector, PromptSet, of_sets, prompt_sets
 from jaxedit.pipeline.watch_config import MeasureConfig
 from jaxedit.trajectory.replay import Matrices, Trajectory
-from jaxedit.types import LowRank, Params
+from jaxedit.types import LowRank, Params, as_they_are
 
 TOGETHER = 4  # layers and positions whose vectors are compared at once
 
@@ -44,7 +44,7 @@ class Measured:
 
     def __init__(self, config: MeasureConfig, prepared: Prepared, first: Matrices):
         self.config, self.frozen, self.first = config, prepared.params.frozen, first
-        self.key = jax.random.key(config.seed)
+        self.key, self._finalize = jax.random.key(config.seed), prepared.editor.finalize
         self._weights = self._weight_function(_two_dimensional(first))
         self._sets: dict[str, PromptSet] = {}
         if config.activations:
@@ -119,7 +119,8 @@ class Measured:
         """The null model: the first matrices, each with a random change that matches the true one."""
         assert self.config.null is not None
         match = self.config.null
-        ranked = match != "norm" and found.folder.low_rank  # the norm is that of the difference
+        # The norm is that of the difference; and what `finalize` does is in no factors.
+        ranked = match != "norm" and found.folder.low_rank and self._finalize is as_they_are
         changes = found.change(0, step) if ranked else {}
         result = {}
         for i, (path, first) in enumerate(self.first.items()):

@@ -86,8 +86,7 @@ class FactPlan:
 
     def chunks(self, first: int) -> Iterator[Planned]:
         """All chunks from update number `first` on."""
-        for start in range(first, self.updates, self.length):
-            count = min(self.length, self.updates - start)
+        for start, count in spans(first, self.updates, self.length):
             fits = fit(largest(self._needed[start : start + count]), self._small)
             yield self.planned(start, count, self._small if fits else self._large)
 
@@ -154,8 +153,8 @@ class TextPlan:
 
     def chunks(self, first: int) -> Iterator[Planned]:
         """All chunks from update number `first` on."""
-        for start in range(first, self.updates, self.length):
-            yield self.planned(start, min(self.length, self.updates - start), self._rows[0].tokens.shape)
+        for start, count in spans(first, self.updates, self.length):
+            yield self.planned(start, count, self._rows[0].tokens.shape)
 
     def planned(self, first: int, count: int, shape: tuple[int, ...]) -> Planned:
         """Updates `first` .. `first + count - 1`; all batches are of one shape."""
@@ -163,6 +162,18 @@ class TextPlan:
         padding = [TextBatch._make((rows[-1].tokens, np.zeros(shape, bool)))] * (self.length - count)
         active: Any = np.arange(self.length) < count
         return Planned(first, [[]] * count, shape, Chunk(stack([*rows, *padding]), None, active))
+
+
+def spans(first: int, updates: int, length: int) -> Iterator[tuple[int, int]]:
+    """First update and number of updates of all chunks from update `first` on.
+
+    A chunk ends at the next multiple of `length`, where the run is looked at; after one that was cut short the next
+    is short too.
+    """
+    while first < updates:
+        end = min((first // length + 1) * length, updates)
+        yield first, end - first
+        first = end
 
 
 def equal_parts(size: int, parts: int, pieces: int = 1) -> int:

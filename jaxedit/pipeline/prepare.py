@@ -1,9 +1,11 @@
 """A run's ingredients: the model, the facts in their order, contexts, second moments, the editor."""
 
 import dataclasses
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -79,7 +81,7 @@ def choose_facts(config: RunConfig, checkpoint: Checkpoint, report: Report) -> l
     """
     facts = load_facts(config.facts)
     if config.network is not None:
-        seen = learned_ids(config.network, config.facts)
+        seen = frozenset().union(*(learned_ids(config.network, name) for name in spellings(config.facts)))
         facts = [fact for fact in facts if fact.id not in seen]
     if config.known:
         facts = known_facts(facts, config.count, checkpoint, report)
@@ -90,6 +92,15 @@ def choose_facts(config: RunConfig, checkpoint: Checkpoint, report: Report) -> l
             + (", or take unknown facts too with --no-known" if config.known else "")
         )
     return facts[: config.count]
+
+
+def spellings(facts: str) -> set[str]:
+    """The names under which a network may have been trained on this set: a file has several."""
+    path = Path(facts)
+    if not path.exists():
+        return {facts}
+    relative = os.path.relpath(path)
+    return {facts, str(path), relative, f"./{relative}", str(path.absolute()), str(path.resolve())}
 
 
 def known_facts(
@@ -167,9 +178,10 @@ def prepare(
     resolved = chosen.configure(checkpoint.model.config, config.settings)
     network = None
     if chosen.needs_net:
-        network, resolved = trained_network(config, checkpoint)
+        network, resolved = trained_network(config, checkpoint, resolved)
     moments: dict[int, Float[Array, "d_k d_k"]] = {}
-    if chosen.needs_moments or any(read_transform(text).row.needs_moments for text in config.transforms):
+    asked = chosen.needs_moments or any(read_transform(text).row.needs_moments for text in config.transforms)
+    if asked and resolved.layers is not None:  # without layers there are none, which the transform says
         generate = generator(checkpoint, top_k=50)
         moments = load_moments(
             config.moments, checkpoint, resolved.layers, generate, run_key(config, "corpus"), report
@@ -189,11 +201,23 @@ def prepare(
     return Prepared(checkpoint, facts, contexts, moments, editor, resolved, params, devices, cut, columns)
 
 
-def trained_network(config: RunConfig, checkpoint: Checkpoint) -> tuple[Hypernet, HyperConfig]:
-    """The network of the configuration, with the settings it was trained for."""
+def trained_network(
+    config: RunConfig, checkpoint: Checkpoint, preset: HyperConfig
+) -> tuple[Hypernet, HyperConfig]:
+    """The network of the configuration, with the settings it was trained for; `preset` are those of the editor.
+
+    Raises ConfigError where it was trained for another editor.
+    """
     if config.settings != Settings():
         raise ConfigError(f"editor {config.editor!r}: its settings come with its network {config.network}")
-    return load_net(str(config.network), checkpoint.model, checkpoint.fingerprint)
+    found = load_net(str(config.network), checkpoint.model, checkpoint.fingerprint)
+    if found.config.aggregate != preset.aggregate:
+        raise ConfigError(
+            f"editor {config.editor!r} cannot edit by {config.network}: that network was trained for an editor that "
+            f"puts updates together by {found.config.aggregate!r}, not by {preset.aggregate!r}; "
+            f"`jaxedit train --editor {config.editor}` makes one"
+        )
+    return found
 
 
 def environment(config: RunConfig, prepared: Prepared) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from jaxedit.data.corpus import read_text, token_blocks
 from jaxedit.data.encode import encode_requests
 from jaxedit.data.facts import Fact
 from jaxedit.data.prompts import encode_prompts
+from jaxedit.data.tokens import leading_ids
 from jaxedit.diagnostics.activations import (
     FACT_POSITIONS,
     TEXT_POSITIONS,
@@ -57,7 +58,9 @@ def prompt_sets(
         found["neighborhood"] = PromptSet(text_prompts(*map(jnp.asarray, rows)), TEXT_POSITIONS)
     if text is not None:
         length = min(TEXT_LENGTH, limit)
-        blocks = token_blocks(read_text(text), tokenizer, length, limit=count * length)
+        blocks = token_blocks(read_text(text), tokenizer, length, count * length, leading_ids(tokenizer))[
+            :count
+        ]
         valid = np.ones(blocks.shape, bool)
         found["text"] = PromptSet(text_prompts(jnp.asarray(blocks), jnp.asarray(valid)), TEXT_POSITIONS)
     return {name: PromptSet(without_first(one.prompts), one.positions) for name, one in found.items()}

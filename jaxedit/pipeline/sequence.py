@@ -1,7 +1,6 @@
 """From settings to a finished run, and on from wherever one stopped. The only place where all rooms meet."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxedit.data.facts import Fact
 from jaxedit.data.records import jsonl
 from jaxedit.data.sources import load_facts
+from jaxedit.editors import method
 from jaxedit.errors import RunError
-from jaxedit.evaluation.edits import probe_scores
-from jaxedit.linalg import frobenius
 from jaxedit.memory import Cut
 from jaxedit.parallel import replicated
 from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, check_devices, config_from
+from jaxedit.pipeline.driver import apply_function, guard_for
 from jaxedit.pipeline.follow import Follower, writer_of
 from jaxedit.pipeline.lines import metric_lines, summary
 from jaxedit.pipeline.placing import placed, placed_chunk
@@ -37,9 +37,9 @@ from jaxedit.pipeline.used import used
 from jaxedit.pipeline.warm import first_state
 from jaxedit.pipeline.watch import Watcher, require_room
 from jaxedit.processes import any_process, by_first, join_processes, several, to_host
-from jaxedit.trajectory.guard import REASONS, Guard, Policy, guard_of
+from jaxedit.trajectory.guard import REASONS, Policy
 from jaxedit.trajectory.replay import Trajectory
-from jaxedit.trajectory.run import ApplyChunk, Step, chunk_function
+from jaxedit.trajectory.run import Step
 from jaxedit.trajectory.store import RunFolder
 from jaxedit.trajectory.writer import Done, RunWriter, create, refuse_existing
 from jaxedit.types import Params, State
@@ -63,8 +63,9 @@ def run(config: RunConfig, report: Report = quiet, stop: Stop = never) -> RunFol
     facts = choose_facts(config, checkpoint, report)
     contexts = draw_contexts(config, checkpoint)
     prepared = prepare(config, checkpoint, facts, contexts, report)
+    plan = plan_of(config, prepared)  # what cannot be planned leaves no folder
     folder = new_folder(config, prepared, first_state(config, prepared, report))
-    return finish(config, folder, prepared, report, stop)
+    return finish(config, folder, prepared, plan, report, stop)
 
 
 def join(devices: DeviceConfig) -> None:
@@ -118,7 +119,7 @@ def resume(
     check_devices(devices)
     join(devices)
     config, prepared = reopen(folder, report, None if devices == had else devices)
-    return finish(config, folder, prepared, report, stop, policy)
+    return finish(config, folder, prepared, plan_of(config, prepared), report, stop, policy)
 
 
 def reopen(
@@ -133,27 +134,42 @@ def reopen(
     checkpoint = load_model(config)
     folder.require_base(config.model, checkpoint.fingerprint)
     origin = folder.origin(checkpoint.params)
-    facts = load_facts(str(folder.facts_file()))
+    facts = facts_of(folder)
+    if not facts and method(config.editor).request == "facts":
+        raise RunError(f"{folder.path} has no facts to edit: its facts.jsonl is empty")
     known = folder.read("environment")
     cut = Cut(**known["cut"]) if devices is None and "cut" in known else None
     contexts = tuple(known["contexts"])
     return config, prepare(config, checkpoint, facts, contexts, report, origin, cut)
 
 
+def facts_of(folder: RunFolder) -> list[Fact]:
+    """The facts of a run; none where it learns from text, on a model that knew none of them."""
+    file = folder.facts_file()
+    return load_facts(str(file)) if file.stat().st_size else []
+
+
 def finish(
     config: RunConfig,
     folder: RunFolder,
     prepared: Prepared,
+    plan: Plan,
     report: Report,
     stop: Stop = never,
     policy: Policy | None = None,
 ) -> RunFolder:
-    """Applies all updates that are not yet in the folder, then scores everything on the final model."""
+    """Applies all updates that are not yet in the folder, then scores everything on the final model.
+
+    Returns a run at once that another process ended while this one was on its way to it.
+    """
     with writer_of(folder) as writer:
+        folder = RunFolder.open(folder.path)
+        if folder.finished:
+            return folder
         if policy is not None:
             by_first(lambda: writer.change_policy(policy))
-        folder, plan = RunFolder.open(folder.path), plan_of(config, prepared)
-        watcher = Watcher(config, prepared, folder, plan.updates, report)
+            folder = RunFolder.open(folder.path)
+        watcher = Watcher(config, prepared, folder, plan, report)
         watcher.catch_up()
         job = _Job(config, prepared, folder, plan, writer, watcher)
         edited, state, stopped = _apply_all(job, continued(folder, prepared), report, stop)
@@ -227,26 +243,13 @@ def _apply_all(
     return edited, state, False
 
 
-def guard_for(config: RunConfig, prepared: Prepared, policy: Policy | None = None) -> Guard:
-    """The run's limits in the units of its matrices, which are those before its first update."""
-    norms = {path: float(frobenius(matrix)) for path, matrix in prepared.params.edited.items()}
-    limits = config.limits
-    return guard_of(norms, policy or limits.policy, limits.edit, limits.total)
-
-
-def apply_function(config: RunConfig, prepared: Prepared, guard: Guard, plan: Plan) -> ApplyChunk:
-    """The compiled driver of this run."""
-    model = prepared.checkpoint.model
-    observe = functools.partial(probe_scores, model, room=plan.room) if config.score else None
-    return chunk_function(prepared.editor, observe, guard)
-
-
 def _refusal(path: Path, update: int, steps: Step, offset: int, facts: list) -> str:
     code = int(np.asarray(steps.refused)[offset])
     why = " and ".join(text for i, text in enumerate(REASONS) if code >> i & 1)
     sizes = {name: float(np.asarray(x)[offset]) for name, x in steps.delta_norm.items()}
+    of = f" (fact {', '.join(repr(fact.id) for fact in facts[:3])})" if facts else ""
     return (
-        f"update {update} of {path} (fact {', '.join(repr(fact.id) for fact in facts[:3])}) is {why}: "
+        f"update {update} of {path}{of} is {why}: "
         f"||Delta|| = {sizes}. It was not applied; all {update} updates before it are saved. Go on without "
         f"such updates with `jaxedit resume {path} --policy skip`, or look at the fact and the settings."
     )

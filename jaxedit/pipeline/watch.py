@@ -10,8 +10,10 @@ from jaxedit.errors import RunError
 from jaxedit.parallel import placed_parameters
 from jaxedit.pipeline.asked import Asked
 from jaxedit.pipeline.config import RunConfig
+from jaxedit.pipeline.driver import rerun_of, when_needed
 from jaxedit.pipeline.found import ability_of, measures_of, plain, require_new, write_ability, write_measures
 from jaxedit.pipeline.measured import Measured, Row, path_of_run, path_rows
+from jaxedit.pipeline.plan import Plan
 from jaxedit.pipeline.prepare import Prepared, Report
 from jaxedit.pipeline.used import walk_used
 from jaxedit.trajectory.files import replace
@@ -35,12 +37,12 @@ def require_room(config: RunConfig) -> None:
 class Watcher:
     """Looks at the models of a run, one by one, and writes what it found beside the run when it ends."""
 
-    def __init__(
-        self, config: RunConfig, prepared: Prepared, folder: RunFolder, updates: int, report: Report
-    ):
+    def __init__(self, config: RunConfig, prepared: Prepared, folder: RunFolder, plan: Plan, report: Report):
         self._watch, self._prepared, self._report = config.watch, prepared, report
         self._folder, self._run = folder.path / FOLDER, folder.path
-        self.steps = sorted({*range(0, updates, config.watch.every), updates}) if self._watch.wanted else []
+        self._rerun = when_needed(lambda: rerun_of(config, folder, prepared, plan))
+        every, last = config.watch.every, plan.updates
+        self.steps = sorted({*range(0, last, every), last}) if self._watch.wanted else []
 
     def catch_up(self) -> None:
         """Looks at the steps that the run has and that were not looked at: the first, or the last before a stop."""
@@ -96,7 +98,7 @@ class Watcher:
     def _found(self) -> Trajectory:
         """The run as far as it has come."""
         editor, params = self._prepared.editor, self._prepared.params
-        return Trajectory(RunFolder.open(self._run), params.edited, editor.init(params))
+        return Trajectory(RunFolder.open(self._run), params.edited, editor.init(params), self._rerun)
 
     def _file(self, step: int) -> Path:
         return self._folder / f"{step:06d}.json"

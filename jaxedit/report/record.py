@@ -14,10 +14,11 @@ from jaxedit.trajectory.store import RunFolder
 
 SCORES = ("ES", "PS", "NS")
 RIGHT_AFTER = {"ES": "rewrite_success", "PS": "paraphrase_success", "NS": "neighborhood_success"}
+AT_THE_END = ("unedited", "final", "unedited_norm", "final_norm")
 
 
 class RunRecord(NamedTuple):
-    """One run, finished or stopped. `unedited`, `final` and `unedited_norm` are empty until it is finished."""
+    """One run, finished or stopped. What is known at its end is empty until then."""
 
     name: str  # of its folder
     editor: str
@@ -28,7 +29,8 @@ class RunRecord(NamedTuple):
     refused: int  # updates that the guard left out
     unedited: dict[str, float]  # ES, PS, NS, S, ... of all edits on the unedited model
     final: dict[str, float]  # the same on the final model
-    unedited_norm: dict[str, float]  # ||W||_F of every MLP matrix before the first update
+    unedited_norm: dict[str, float]  # ||W||_F of MLP matrices and edited ones before the first update
+    final_norm: dict[str, float]  # of each edited matrix as it is used: after `Editor.finalize`
 
     @property
     def finished(self) -> bool:
@@ -57,6 +59,16 @@ class RunRecord(NamedTuple):
         _, norm = self.trajectory(path)
         return norm / norm[0] - 1.0
 
+    def grown(self, path: str) -> float:
+        """Growth of the matrix as it is used in the end; some transforms restrain it after the last edit."""
+        _, norm = self.trajectory(path)
+        return self.final_norm.get(path, norm[-1]) / norm[0] - 1.0
+
+    @property
+    def matrices(self) -> list[str]:
+        """What is edited of two dimensions, where that is known; else everything edited."""
+        return [path for path in self.norm if path in self.unedited_norm] or list(self.norm)
+
     def same_kind(self, path: str) -> list[float]:
         """Unedited norms of the matrices of the same kind in all layers that this run does not edit."""
         return [
@@ -73,9 +85,7 @@ def read_run(path: str | Path) -> RunRecord:
     if not lines:
         raise RunError(f"{path} has no finished update to report: `jaxedit resume {path}` goes on with it")
     config = folder.read("config")
-    summary = (
-        folder.read("summary") if folder.finished else {"unedited": {}, "final": {}, "unedited_norm": {}}
-    )
+    summary = folder.read("summary") if folder.finished else {name: {} for name in AT_THE_END}
     with sensible(path):
         return RunRecord(
             name=folder.path.resolve().name,
@@ -93,6 +103,7 @@ def read_run(path: str | Path) -> RunRecord:
             unedited=summary["unedited"],
             final=summary["final"],
             unedited_norm=summary["unedited_norm"],
+            final_norm=summary.get("final_norm", {}),
         )
 
 

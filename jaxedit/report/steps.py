@@ -55,8 +55,6 @@ def change_table(
     for name in ("‖W‖ before", "‖W‖ after", "growth %", "‖change‖"):
         table.add_column(name, justify="right")
     for path in sorted(norm, key=layer_of):
-        growth = 100 * (norm[path] / before[path] - 1)
-        table.add_row(
-            path, f"{before[path]:.4f}", f"{norm[path]:.4f}", f"{growth:+.3f}", f"{change[path]:.4g}"
-        )
+        growth = f"{100 * (norm[path] / before[path] - 1):+.3f}" if before[path] else "–"
+        table.add_row(path, f"{before[path]:.4f}", f"{norm[path]:.4f}", growth, f"{change[path]:.4g}")
     return table

@@ -61,7 +61,7 @@ def percent(value: float | None) -> str:
 
 
 def _growth(run: RunRecord) -> str:
-    return f"{100 * max(run.growth(path)[-1] for path in run.norm):+.2f}"
+    return f"{100 * max(run.grown(path) for path in run.matrices):+.2f}"
 
 
 def editor_table() -> Table:

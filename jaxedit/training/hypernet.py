@@ -44,7 +44,7 @@ def train_hypernetwork(
 
     Every step edits `accumulate` times `edits` facts and follows the gradient of `edit_weight * NLL +
     locality_weight * KL` after the edit. Facts come in an order drawn from `key`, anew for every pass. With a
-    `folder` training goes on from the last look in it, to the same bits as if it had not stopped.
+    `folder` training of the same model goes on from the last look in it, to the same bits as if it had not stopped.
 
     Raises ConfigError for settings that cannot work, RunError where the folder belongs to another training.
     """
@@ -55,9 +55,10 @@ def train_hypernetwork(
     judged = jax.jit(looked)
     start_key, order_key = jax.random.split(key)
     progress = begin(jax.jit(fresh, static_argnums=(0, 1))(model, config, start_key), training)
-    store = (
-        None if folder is None else Checkpoints(folder, _identity(lessons, held_out, config, training, key))
-    )
+    store = None
+    if folder is not None:
+        identity = _identity(lessons, held_out, config, training, key)
+        store = Checkpoints(folder, identity | {"model": _weights(model, flat)})
     if training.keep_hidden and min(config.layers) > 0:
         lessons, held_out = (with_hidden(model, params, config, one, report) for one in (lessons, held_out))
     groups, facts = grouped(held_out, training.edits), len(lessons.requests.weight)
@@ -78,7 +79,11 @@ def train_hypernetwork(
 
 def check(training: TrainConfig, lessons: Lessons) -> None:
     """Raises ConfigError for numbers that cannot work, naming setting and range."""
-    require_at_least(training, "training: ", edits=1, accumulate=1, look_back=1, steps=1, every=1, patience=1)
+    require_at_least(training, "training: ", edits=1, accumulate=1, steps=1, every=1, patience=1)
+    if training.look_back is not None:
+        require_at_least(training, "training: ", look_back=1)
+        if not training.sequence:
+            raise ConfigError("training: look_back has no effect without sequence: give that too")
     for name in ("decay", "size_weight", "edit_weight", "locality_weight"):
         if not getattr(training, name) >= 0:
             raise ConfigError(f"training: {name} is {getattr(training, name)}; it must not be negative")
@@ -89,6 +94,15 @@ def check(training: TrainConfig, lessons: Lessons) -> None:
         raise ConfigError(
             f"training: edits is {training.edits}, there are {facts} facts: give more, or lower it"
         )
+
+
+def _weights(model: Model, flat: dict[str, Array]) -> str:
+    """A hash of the model's parameters, names and configuration."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for path in sorted(flat):
+        digest.update(f"{path} {flat[path].dtype} {flat[path].shape}".encode())
+        digest.update(np.ascontiguousarray(flat[path]).tobytes())
+    return digest.hexdigest()
 
 
 def _identity(

@@ -34,8 +34,8 @@ class TrainConfig:
     """Edits a step of the optimiser."""
     sequence: bool = False
     """RLEdit: these edits one after the other on one model, not each on the unedited one."""
-    look_back: int = 1
-    """How many edits of a sequence, back from its own, a change is judged by."""
+    look_back: int | None = None
+    """How many edits of a sequence, back from its own, a change is judged by; by default all of them."""
     decay: float = 0.95
     """Weight of each of them in that of the one after."""
     size_weight: float = 0.0
@@ -179,11 +179,23 @@ def change_loss(
     after = moved(before, changes)
     size = jnp.stack([jnp.sum(jnp.square(change)) for change in changes.values()]).sum()
     loss = training.size_weight * size
-    for age in range(training.look_back if training.sequence else 1):
+
+    def worth(age: Int[Array, ""] | int) -> Float[Array, ""]:
         lesson = take(batch, jnp.maximum(index - age, 0))
-        worth = edit_loss(model, config, training, before, after, lesson)
-        loss += jnp.where(index >= age, training.decay**age, 0.0) * worth
-    return loss
+        weight = jnp.where(index >= age, training.decay**age, 0.0)
+        return weight * edit_loss(model, config, training, before, after, lesson)
+
+    if (judged := judged_by(training)) == 1:
+        return loss + worth(0)
+    # One after the other and computed again for the gradient: memory is that of one.
+    return loss + jax.lax.map(jax.checkpoint(worth), jnp.arange(judged)).sum()
+
+
+def judged_by(training: TrainConfig) -> int:
+    """How many edits a change is judged by."""
+    if not training.sequence:
+        return 1
+    return min(training.look_back or training.accumulate, training.accumulate)
 
 
 def edit_loss(

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +17,15 @@ from jaxedit.trajectory.files import disk, fingerprint, replace
 from jaxedit.types import LowRank
 
 FORMAT = "jaxedit delta 1"
+Change: TypeAlias = LowRank | Float[Array, "..."]
 
 
 class Delta(NamedTuple):
-    """A change of some matrices of a model."""
+    """A change of some matrices of a model, and perhaps of scales and biases."""
 
-    weights: str  # fingerprint of the base weights that it belongs to
-    change: dict[str, LowRank | Float[Array, "in out"]]
+    weights: str  # fingerprint of the base weights that it belongs to; empty where `before` tells
+    change: dict[str, Change]
+    before: Mapping[str, str] = {}  # what differs there from the base weights, as `prints` makes it
 
 
 def write_delta(file: str | Path, delta: Delta) -> None:
@@ -35,7 +37,12 @@ def write_delta(file: str | Path, delta: Delta) -> None:
     for path, change in delta.change.items():
         parts = change._asdict() if isinstance(change, LowRank) else {"dense": change}
         tensors |= {f"{path}/{name}": np.ascontiguousarray(x) for name, x in parts.items()}
-    metadata = {"format": FORMAT, "weights": delta.weights, "tensors": fingerprint(tensors)}
+    metadata = {
+        "format": FORMAT,
+        "weights": delta.weights,  # other versions refuse an empty one
+        "before": json.dumps(dict(delta.before)),
+        "tensors": fingerprint(tensors),
+    }
     with disk(file):
         replace(file, save(tensors, metadata))
 
@@ -53,20 +60,21 @@ def read_delta(file: str | Path) -> Delta:
                 f"{file} has format {metadata['format']!r}; this version of jaxedit reads {FORMAT!r}"
             )
         weights, expected = str(metadata["weights"]), metadata["tensors"]
+        before = dict(json.loads(metadata.get("before", "{}")))  # older files have none
     except FileNotFoundError:
         raise RunError(f"there is no file {file}") from None
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{file} is no change of a model, or is damaged ({error})") from None
     if fingerprint(tensors) != expected:
         raise RunError(f"{file} is damaged: its numbers are not those that were written")
-    return Delta(weights, _changes(file, tensors))
+    return Delta(weights, _changes(file, tensors), before)
 
 
-def _changes(file: Path, tensors: dict[str, np.ndarray]) -> dict[str, LowRank | Float[Array, "in out"]]:
-    changes: dict[str, LowRank | Float[Array, "in out"]] = {}
+def _changes(file: Path, tensors: dict[str, np.ndarray]) -> dict[str, Change]:
+    changes: dict[str, Change] = {}
     for name, tensor in tensors.items():
         path, _, part = name.rpartition("/")
-        if tensor.ndim != 2 or tensor.dtype != np.float32:
+        if tensor.dtype != np.float32 or (tensor.ndim != 2 and part != "dense"):
             raise RunError(f"{file}: {name!r} is no float32 matrix")
         if part == "dense":
             changes[path] = jnp.asarray(tensor)
@@ -77,6 +85,22 @@ def _changes(file: Path, tensors: dict[str, np.ndarray]) -> dict[str, LowRank | 
         elif part != "right" or f"{path}/left" not in tensors:
             raise RunError(f"{file}: {name!r} is no part of a change")
     return changes
+
+
+def prints(matrices: Mapping[str, Array]) -> dict[str, str]:
+    """Fingerprint of every matrix."""
+    return {path: fingerprint(matrix) for path, matrix in matrices.items()}
+
+
+def require_before(params: Mapping[str, Array], delta: Delta, file: str | Path) -> None:
+    """Raises RunError unless the model is the one that the change of a file belongs on, where the file says so."""
+    for path, expected in delta.before.items():
+        if path not in params or fingerprint(params[path]) != expected:
+            raise RunError(
+                f"{file} belongs on a model that was edited before, and {path} of this one is another: write that "
+                f"model with `jaxedit at RUN STEP --out FOLDER`, where STEP is the first of the change, and apply "
+                f"the change to it"
+            )
 
 
 def apply_delta(params: Mapping[str, Array], delta: Delta) -> dict[str, Array]:

@@ -64,8 +64,14 @@ def sync(folder: Path) -> None:
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:
-    """A document for people to read."""
-    return (json.dumps(content, indent=2) + "\n").encode()
+    """A document for people to read; paths are written as text."""
+    return (json.dumps(content, indent=2, default=_path_text) + "\n").encode()
+
+
+def _path_text(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no place in a document")
 
 
 def write_sums(folder: Path) -> None:

@@ -98,7 +98,13 @@ class Journal(NamedTuple):
     @property
     def end(self) -> End | None:
         """The entry of a run that came to its end."""
-        return self.entries[-1] if isinstance(self.entries[-1], End) else None
+        last = self.entries[-1] if self.entries else None
+        return last if isinstance(last, End) else None
+
+    @property
+    def dense_from(self) -> int | None:
+        """The first chunk without factors; None where all have some, and the run is of low-rank updates."""
+        return next((chunk.number for chunk in self.chunks if not chunk.factors), None)
 
     @property
     def policy(self) -> Policy | None:
@@ -114,8 +120,15 @@ def line_of(entry: Entry, digest: str) -> tuple[bytes, str]:
     return (_canonical({"digest": new, "entry": body}) + "\n").encode(), new
 
 
+def require_open(file: Path, journal: Journal) -> None:
+    """Raises RunError where the run came to its end, and nothing may follow."""
+    if journal.end is not None:
+        raise RunError(f"{file.parent} came to its end already: nothing is written behind it")
+
+
 def write(file: Path, journal: Journal, entry: Entry) -> Journal:
-    """Adds an entry; once this returns it is on the disk."""
+    """Adds an entry; once this returns it is on the disk. Raises RunError behind the end of a run."""
+    require_open(file, journal)
     line, digest = line_of(entry, journal.digest)
     append(file, line)
     return Journal((*journal.entries, entry), digest, journal.size + len(line), 0)

@@ -1,7 +1,7 @@
 """The sequence driver: one compiled scan applies a chunk of updates, measuring after every one."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -187,11 +187,14 @@ def replayed(
     return jax.lax.scan(body, edited, (factors, applied))[0]
 
 
-def matrix_norms(params: dict[str, Array]) -> dict[str, Float[Array, ""]]:
-    """||W||_F of every MLP matrix, edited or not."""
-    return jax.jit(lambda chosen: jax.tree.map(frobenius, chosen))(
-        {path: w for path, w in params.items() if ".mlp." in path and path.endswith("kernel")}
-    )
+def matrix_norms(params: dict[str, Array], edited: Container[str]) -> dict[str, Float[Array, ""]]:
+    """||W||_F of every MLP matrix and of all other matrices that are edited."""
+    chosen = {
+        path: w
+        for path, w in params.items()
+        if w.ndim == 2 and (path in edited or (".mlp." in path and path.endswith("kernel")))
+    }
+    return jax.jit(lambda chosen: jax.tree.map(frobenius, chosen))(chosen)
 
 
 def stack(batches: list[Any]) -> Any:

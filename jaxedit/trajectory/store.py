@@ -75,8 +75,8 @@ class RunFolder:
 
     @property
     def low_rank(self) -> bool:
-        """Whether updates are kept as factors; else they are dense, and found again by running them."""
-        return all(chunk.factors for chunk in self.journal.chunks)
+        """Whether all updates are kept as factors; else they count as dense, and are found again by running them."""
+        return self.journal.dense_from is None
 
     def read(self, name: str) -> dict[str, Any]:
         """One of the JSON documents. Raises RunError naming the file if it is missing or altered."""
@@ -263,7 +263,9 @@ class RunFolder:
         files = {f"updates/{file.name}" for file in (self.path / "updates").iterdir()}
         problems += [f"{self.path / name} is not in the journal" for name in sorted(files - names)]
         for part, numbers in snapshots.retained(len(self.journal.chunks), self.low_rank).items():
-            asked = {number for number in numbers if self.fingerprint(number, part)}
+            begun = 0 if part == "edited" else self.journal.dense_from or 0
+            # Before the first dense chunk only the first state and the last were kept.
+            asked = {n for n in numbers if self.fingerprint(n, part) and (n == 0 or n >= begun)}
             problems += [
                 f"{snapshots.folder_of(self._snapshots, number, part)} is missing"
                 for number in sorted(asked - set(self.snapshots(part)))

@@ -137,6 +137,7 @@ class RunWriter:
     def append(self, done: Done) -> None:
         """Starts writing a chunk, once the one before is on the disk. Raises what went wrong with that one."""
         self.wait()
+        journals.require_open(self._file, self.journal)
         self._pending = self._pool.submit(self._write, done)
 
     def wait(self) -> None:
@@ -152,8 +153,9 @@ class RunWriter:
             self.journal = journals.write(self._file, self.journal, PolicyChange(policy))
 
     def end(self, summary: dict[str, Any]) -> None:
-        """Writes the summary and ends the journal."""
+        """Writes the summary and ends the journal. Raises RunError where it has ended."""
         self.wait()
+        journals.require_open(self._file, self.journal)
         content = json_bytes(summary)
         with disk(self.path):
             replace(self.path / "summary.json", content)
@@ -165,7 +167,8 @@ class RunWriter:
             steps = jax.tree.map(lambda x: np.asarray(x)[: done.updates], done.steps)
             metrics = "".join(done.lines).encode()
             append(self.path / "metrics.jsonl", metrics)
-            factors = save_tensors(factor_tensors(steps.factors)) if steps.factors else b""
+            whole = steps.factors.keys() == done.edited.keys()  # else some matrices change densely
+            factors = save_tensors(factor_tensors(steps.factors)) if whole else b""
             if factors:
                 replace(self.path / factors_name(number), factors)
             edited = jax.tree.map(np.asarray, done.edited)
@@ -181,7 +184,8 @@ class RunWriter:
                 state="" if done.state is None else fingerprint(done.state),
                 refused=tuple(first + int(i) for i in np.flatnonzero(~steps.applied)),
             )
-            keep = snapshots.retained(number + 1, bool(factors))
+            low_rank = bool(factors) and self.journal.dense_from is None
+            keep = snapshots.retained(number + 1, low_rank)
             if number + 1 in keep["edited"]:
                 snapshots.save(self._folder(number + 1, "edited"), edited)
             if done.state is not None:
@@ -213,9 +217,7 @@ class RunWriter:
         for file in (self.path / "updates").iterdir():
             if f"updates/{file.name}" not in known:
                 file.unlink()
-        last = self.journal.chunks[-1] if self.journal.chunks else None
-        low_rank = last is None or bool(last.factors)
-        keep = snapshots.retained(len(self.journal.chunks), low_rank)
+        keep = snapshots.retained(len(self.journal.chunks), self.journal.dense_from is None)
         snapshots.prune(self.path / "snapshots", keep)
         if self.journal.end is None:
             (self.path / "summary.json").unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Commands on the steps of runs, on a tiny random model: low-rank updates with a memory, and dense ones."""
 
+import importlib
 import json
 import os
 import signal
@@ -14,7 +15,12 @@ from jaxedit import pipeline
 from jaxedit.cli import asked_to_stop, main, parse
 from jaxedit.data import dump_jsonl
 from jaxedit.editors import Settings
+from jaxedit.errors import FactError
 from jaxedit.models.sources import load
+from jaxedit.pipeline import quiet
+from jaxedit.pipeline.plan import plan_of
+from jaxedit.pipeline.sequence import finish
+from jaxedit.report.steps import change_table
 from jaxedit.trajectory.store import RunFolder
 from tests.cases import same_bits
 from tests.commands.test_cli import FACTS
@@ -149,8 +155,77 @@ def test_a_refused_update_stops_the_run_and_can_be_skipped(
     assert folder.finished
     applied = [line["applied"] for line in folder.metrics()]
     assert applied[done] is False
+    assert [chunk.after for chunk in folder.journal.chunks if chunk.after >= 2] == [2, 3]  # as without a stop
     assert folder.damages() == []
     assert "updates were refused" in capsys.readouterr().out
+
+
+def test_what_was_rolled_back_is_not_run_again(home: Path) -> None:
+    """The second update is over the budget; the first, of the same chunk, was within."""
+    first, second = (line["norm"][PATH] for line in RunFolder.open(home / "ft").metrics()[:2])
+    base = float(np.linalg.norm(load(str(home / "model")).params[PATH]))
+    assert base < first < second
+    out, budget = home / "rolled-back", str((first + second) / 2 / base)
+    given = [*arguments(home, "ft", out), "--limits.total", budget, "--limits.policy", "rollback"]
+    pipeline.run(parse(given).config)
+    found = pipeline.trajectory(out)[0]
+    assert [line["refused"] for line in found.folder.metrics()[:2]] == [[], ["over the budget of all edits"]]
+    for step in (1, 2):
+        assert same_bits(found.at(step), found.at(0)), step
+    assert found.differences() == []
+
+
+def test_a_run_that_another_process_ended_is_left_as_it_is(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = RunFolder.open(home / "ft")
+    before = (ended.path / "journal.jsonl").read_bytes()
+    stale = RunFolder(ended.path, ended.journal._replace(entries=ended.journal.entries[:-1]))
+    # Batches are cut as it was recorded, not as this machine's memory would have it.
+    monkeypatch.setattr(importlib.import_module("jaxedit.pipeline.prepare"), "cut_of", None)
+    _, config, prepared = pipeline.trajectory(home / "ft")
+    assert finish(config, stale, prepared, plan_of(config, prepared), quiet).finished
+    assert (ended.path / "journal.jsonl").read_bytes() == before
+
+
+def test_a_change_from_a_later_step_belongs_on_the_model_of_that_step(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, between = home / "later.safetensors", home / "memit-1"
+    main(["diff", str(home / "memit"), "1", "3", "--out", str(file)])
+    with pytest.raises(SystemExit):
+        main(["apply", str(file), str(home / "model"), str(home / "wrong")])
+    assert "belongs on a model that was edited before" in capsys.readouterr().err
+    main(["at", str(home / "memit"), "1", "--out", str(between)])
+    main(["apply", str(file), str(between), str(home / "right")])
+    applied = load(str(home / "right")).params[PATH]
+    np.testing.assert_allclose(applied, final(home / "memit")[PATH], rtol=1e-5, atol=1e-6)
+
+
+def test_a_matrix_that_was_zero_has_no_growth() -> None:
+    table = change_table("title", {PATH: 1.0}, {PATH: 0.0}, {PATH: 1.0})
+    assert [*table.columns[3].cells] == ["–"]
+
+
+def test_learning_from_text_needs_no_facts_and_goes_on_in_a_branch(home: Path) -> None:
+    """The random model knows none of the facts."""
+    text, out, branch = home / "text.txt", home / "text", home / "text-branch"
+    text.write_text(" ".join(fact.prompt for fact in FACTS) * 9)
+    given = ["run", "--editor", "pretrain", "--model", str(home / "model"), "--chunk", "2", "--count", "4"]
+    given += ["--facts", str(home / "facts.jsonl"), "--text.file", str(text), "--settings.layers", "1"]
+    with pytest.raises(FactError, match="give a longer text"):
+        pipeline.run(parse([*given, "--out", str(out), "--text.length", "60"]).config)
+    assert not out.exists()
+    main([*given, "--out", str(out), "--text.length", "8"])
+    folder = RunFolder.open(out)
+    assert folder.finished
+    assert folder.read("summary")["final"] == {}
+    losses = [line["metrics"]["loss"] for line in folder.metrics()]
+    assert all(np.size(loss) and np.isfinite(loss).all() for loss in losses)
+    pipeline.branch(out, 2, branch)
+    found, config, _ = pipeline.trajectory(branch)
+    assert (found.steps, config.count, config.text.skip) == (2, 2, 2)
+    assert same_bits(found.at(2), pipeline.trajectory(out)[0].at(4))
 
 
 def test_changed_base_weights_are_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

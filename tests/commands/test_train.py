@@ -30,7 +30,11 @@ def training(common: list[str], tmp_path: Path) -> list[str]:
 
 
 def test_a_run_edits_by_the_trained_network_none_of_the_facts_it_has_seen(
-    common: list[str], training: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    common: list[str],
+    training: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     main(training)
     network = tmp_path / "net" / "network.safetensors"
@@ -43,9 +47,14 @@ def test_a_run_edits_by_the_trained_network_none_of_the_facts_it_has_seen(
     main([*run, "--count", str(left)])
     edited = load_facts(str(tmp_path / "run" / "facts.jsonl"))
     assert [fact.id for fact in edited] == [fact.id for fact in FACTS[:left]]
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):
-        main([*run[:-1], str(tmp_path / "other"), "--count", str(left + 1)])
+        main([*run[:-1], "other", "--facts", "facts.jsonl", "--count", str(left + 1)])
     assert f"has {left} facts" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SystemExit, match="2"):
+        main([*run[:-1], "other", "--editor", "mend", "--count", str(left)])
+    assert "editor 'mend' cannot edit by" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_trained_network_is_not_written_over(

@@ -45,6 +45,8 @@ def test_the_first_edit_finds_the_moments_of_the_other_facts(home: Path) -> None
     assert relative(here.squares, there.squares) <= 1e-5
     assert found.folder.metrics()[0]["facts"] == ["Paris"]
     main(["verify", str(home / "run"), "--replay"])
+    pipeline.branch(home / "run", 1, home / "branch", {"editor": "ft-l"})  # which has no warm-up
+    assert pipeline.trajectory(home / "branch")[1].warm_up == 0
 
 
 def test_too_few_facts_and_editors_without_moments_are_named(home: Path) -> None:

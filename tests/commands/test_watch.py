@@ -13,7 +13,9 @@ from jaxedit import pipeline
 from jaxedit.cli import main, parse
 from jaxedit.data import dump_jsonl
 from jaxedit.errors import ConfigError, RunError
-from jaxedit.pipeline import RunConfig, check
+from jaxedit.pipeline import RunConfig, check, quiet
+from jaxedit.pipeline.plan import plan_of, spans
+from jaxedit.pipeline.watch import Watcher
 from jaxedit.pipeline.watch_config import Watch
 from tests.commands.test_measure import FACTS
 from tests.reference.tiny import save_tiny, tiny_gpt2, tiny_tokenizer
@@ -98,6 +100,18 @@ def test_the_model_looked_at_is_the_one_that_would_be_used(home: Path) -> None:
         assert norms[path] < 0.9 * float(np.linalg.norm(matrix))
     main(["measure", str(run), "--out", str(later), *STEPS, "--k", "2", *MATRICES])
     assert same(home / "pruned-measures", later, "measures.jsonl")
+    found, config, prepared = pipeline.trajectory(run)
+    watcher = Watcher(config, prepared, found.folder, plan_of(config, prepared), quiet)
+    look = run / "watch" / "000002.json"
+    before = look.read_bytes()
+    look.unlink()
+    watcher.catch_up()  # the memory at step 2 was not kept: updates are run once more
+    assert look.read_bytes() == before
+
+
+def test_chunks_end_where_the_run_is_looked_at() -> None:
+    """Also after an update at which the run stopped, here the fourth."""
+    assert list(spans(3, 25, 10)) == [(3, 7), (10, 10), (20, 5)]
 
 
 def same(found: Path, expected: Path, name: str) -> bool:

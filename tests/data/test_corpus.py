@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxedit.data import read_text, token_blocks
+from jaxedit.data.tokens import leading_ids
 from jaxedit.errors import FactError
 
 TEXT = "The city of Lyon is in France. Москва, 東京, 1990!\n\nThe mother tongue is French.\n" * 40
@@ -25,7 +26,11 @@ def test_limit_takes_the_first_tokens_of_the_text(byte_level):
 
 
 def test_no_special_tokens_are_added(bpe_bos):
-    assert bpe_bos.bos_token_id not in token_blocks(TEXT, bpe_bos, 16)
+    plain = token_blocks(TEXT, bpe_bos, 16)
+    assert bpe_bos.bos_token_id not in plain
+    begun = token_blocks(TEXT, bpe_bos, 17, lead=leading_ids(bpe_bos))
+    assert (begun[:, 0] == bpe_bos.bos_token_id).all()
+    assert np.array_equal(begun[:, 1:], plain)
 
 
 def test_a_file_and_a_folder_of_texts(tmp_path):
@@ -49,7 +54,7 @@ def test_what_is_no_text_is_refused(tmp_path, bpe):
         read_text(tmp_path / "bad.txt")
     with pytest.raises(FactError, match=r"has \d+ tokens, too few for one block of 64"):
         token_blocks("Lyon", bpe, 64)
-    with pytest.raises(FactError, match="need 1 <= length <= limit"):
+    with pytest.raises(FactError, match="from at most 10 tokens"):
         token_blocks("Lyon", bpe, 64, 10)
-    with pytest.raises(FactError, match="need 1 <= length"):
+    with pytest.raises(FactError, match="need one token of text in a block"):
         token_blocks("Lyon", bpe, 0)

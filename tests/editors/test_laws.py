@@ -117,6 +117,16 @@ def test_memory_makes_later_edits_spare_earlier_keys(gpt2: Case, memit: Shared) 
     params, requests = memit.params, memit.requests
     _, state, _ = jax.jit(plain.update)(params, memit.state, requests)
     assert same_bits(state, memit.state)
+    first, second = (pad_requests(take(requests, facts), 5) for facts in ([0, 1, 2], [3, 4]))
+    now, remembering, _ = memit(first)
+    deltas = [dense_deltas(memit.update(now, state, second)[2]) for state in (remembering, memit.state)]
+    for path in memit.state:
+        with_memory, without = (np.asarray(state[path].inverse) for state in (remembering, memit.state))
+        gram = np.linalg.inv(with_memory) - np.linalg.inv(
+            without
+        )  # K K^T of the first batch, as it was solved
+        moved = [np.sqrt(np.trace(delta[path].T @ gram @ delta[path])) for delta in deltas]
+        assert moved[0] < 0.5 * moved[1]
     _, remembered, _ = memit(requests)
     for path, kept in memit.state.items():
         shrunk = np.asarray(kept.inverse) - np.asarray(remembered[path].inverse)

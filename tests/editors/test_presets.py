@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from jaxedit.editors import METHODS, Settings
-from jaxedit.editors.presets import DEPTH, PRESETS, SHAPES, TABLE, known_model, preset_for
+from jaxedit.editors.presets import COMPOSED, DEPTH, PRESETS, SHAPES, TABLE, known_model, preset_for
 from jaxedit.editors.registry import single_layer
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.families import decoder_config
@@ -99,14 +99,17 @@ def test_shapes_exclude_each_other() -> None:
 
 
 @pytest.mark.parametrize(("editor", "model"), sorted(PRESETS))
-def test_every_setting_of_a_preset_reaches_the_editor(editor: str, model: str) -> None:
-    """`configure` refuses a setting that the editor does not have."""
+def test_a_preset_is_what_the_editor_is_configured_with(editor: str, model: str) -> None:
+    """Nothing of it is lost on the way, or overruled; that editors read what they hold, `test_settings` proves."""
     config, preset = shaped(model), preset_for(editor, shaped(model))
     assert preset is PRESETS[editor, model]
     assert preset.settings
     found = dataclasses.asdict(METHODS[editor].configure(config))
     flat = found | found.get("values", {})
     assert {name: flat[name] for name in preset.settings} == preset.settings
+    assert not METHODS[editor].without & preset.settings.keys()
+    if "null_threshold" in preset.settings:
+        assert found["null_fraction"] is None
 
 
 def test_names_of_settings_are_those_of_the_command_line() -> None:
@@ -119,6 +122,40 @@ def test_the_published_figures_of_memit_on_llama_3() -> None:
     assert (config.layers, config.lam) == ((4, 5, 6, 7, 8), 15000.0)
     assert (config.values.steps, config.values.clamp) == (25, 0.75)
     assert preset_for("memit", decoder_config(PUBLISHED["llama-3-8b"])).source == TABLE
+
+
+GIVEN: dict[str, dict[str, float]] = {
+    "lyaplock": {"lam": 1000.0},
+    "betaedit": {"lam": 3000.0, "lam_n": 10.0, "null_threshold": 0.02},
+    "langedit": {"lam_n": 10.0, "null_threshold": 0.02},
+    "evoedit": {"lam_n": 4.0, "null_threshold": 0.02},
+    "nas": {"lam_n": 10.0, "null_threshold": 0.02},
+    "d4s": {},
+    "pmet": {"lam": 6000.0},
+}
+LIKE_MEMIT = ("lyaplock", "d4s")
+
+
+@pytest.mark.parametrize("model", ["gpt2-xl", "gpt-j-6b", "llama-2-7b", "llama-3-8b"])
+@pytest.mark.parametrize("editor", GIVEN)
+def test_the_papers_models_have_the_papers_settings_of_methods_that_build_on_others(
+    editor: str, model: str
+) -> None:
+    """Their own weights; layers and values of MEMIT, and of AlphaEdit where a null space is kept."""
+    shape = shaped(model)
+    found = METHODS[editor].configure(shape)
+    memit, alphaedit = (METHODS[name].configure(shape) for name in ("memit", "alphaedit"))
+    assert {name: getattr(found, name) for name in GIVEN[editor]} == GIVEN[editor]
+    assert found.layers == memit.layers
+    if editor == "pmet":
+        values = found.values
+        assert (values.site, values.learning_rate, values.steps, values.kl) == ("attention+mlp", 0.2, 30, 1.0)
+    else:
+        assert found.values == (memit if editor in LIKE_MEMIT else alphaedit).values
+    if editor == "d4s":
+        assert found.lam == memit.lam
+    own = TABLE if (editor, model) == ("pmet", "gpt-j-6b") else COMPOSED
+    assert preset_for(editor, shape).source == own
 
 
 def test_a_departure_comes_before_the_preset() -> None:

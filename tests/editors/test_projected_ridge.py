@@ -15,9 +15,16 @@ from jaxedit.editors.closed_form import Preservation, preservation, remember, so
 from jaxedit.editors.config import LocateConfig
 from jaxedit.editors.d4s import d4s, d4s_config
 from jaxedit.editors.encore import encore_config
+from jaxedit.editors.locate import still_missing
 from jaxedit.editors.lyaplock import lyaplock, lyaplock_config, preservation_loss
 from jaxedit.editors.memit import memit_config
-from jaxedit.editors.moving_null_space import betaedit_config, langedit_config, moving_null_space
+from jaxedit.editors.moving_null_space import (
+    MovingConfig,
+    anew,
+    betaedit_config,
+    langedit_config,
+    moving_null_space,
+)
 from jaxedit.editors.nas import anchored
 from jaxedit.editors.solver import Batch, Solver, ridge
 from jaxedit.linalg import dense, null_projector
@@ -153,7 +160,9 @@ def test_d4s_is_after_every_batch_the_one_time_solution_of_what_the_unedited_mat
     run = Run.begin(d4s(d4s_config(LAYERS, 3.0)), problem.C0, start)
     seen: list[tuple[np.ndarray, np.ndarray]] = []
     for keys, residual in single(facts):
-        run.edit(keys, residual)  # the residual at W_0: D4S reads nothing else
+        at_start = Batch(jnp.asarray(keys), jnp.asarray(keys), jnp.asarray(residual), jnp.ones(len(keys)))
+        missing = still_missing(at_start, run.weights, run.solver.original(run.state)).residual
+        run.edit(keys, missing)
         seen.append((keys, residual))
         K, R = (np.concatenate(x).astype(np.float64) for x in zip(*seen, strict=True))
         expected = np.linalg.solve(3.0 * problem.C0 + K.T @ K, K.T @ R)
@@ -238,6 +247,19 @@ def test_null_space_moves_with_the_edits_when_it_is_due() -> None:
         assert rank_of(run.state, config) == HALF
         assert int(run.state.edits) == 8
         assert int(run.state.refreshed) == (8 if moved else 0)
+
+
+def test_betaedits_lam_weighs_the_corpus_in_the_ridge_and_in_the_null_space() -> None:
+    """One number of the paper's: departing from it moves both."""
+    problem, facts, _ = batches(0)
+    gram = facts[0][0].T @ facts[0][0]
+    config = replace(betaedit_config(LAYERS, 150.0, 0.5, fraction=0.5), lam=0.1)
+
+    def found(config: MovingConfig) -> np.ndarray:
+        return np.asarray(anew(config, in_double(problem.C0), in_double(gram), jnp.int32(4)))
+
+    assert np.array_equal(found(config), found(replace(config, corpus=0.1)))
+    assert relative(found(config), found(replace(config, corpus=150.0))) > 1e-2
 
 
 def test_null_space_of_a_running_mean_counts_every_key_once() -> None:

@@ -31,4 +31,5 @@ def record(
         unedited=means if finished else {},
         final=means if finished else {},
         unedited_norm=unedited if finished else {},
+        final_norm={},
     )

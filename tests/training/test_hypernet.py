@@ -19,7 +19,7 @@ from jaxedit.evaluation.edits import read
 from jaxedit.training.files import NetFile, load_net, save_net
 from jaxedit.training.hypernet import Trained, train_hypernetwork
 from jaxedit.training.lessons import Lessons, encode_lessons, judge, predictions, take
-from jaxedit.training.steps import TrainConfig, change_loss, changes_of, edit_loss, moved, order
+from jaxedit.training.steps import TrainConfig, change_loss, changes_of, edit_loss, judged_by, moved, order
 from jaxedit.types import PARAPHRASE, REWRITE
 from tests.cases import FACTS, Case, same_bits
 
@@ -177,11 +177,18 @@ def test_training_stops_early_with_the_best_net_and_when_interrupted_goes_on_to_
     assert same_bits(resumed, whole)
     with pytest.raises(RunError, match="another training: its training differ"):
         train(gpt2, malmen_of(), replace(wild, steps=31), tmp_path)
+    flat = gpt2.checkpoint.params
+    name = gpt2.model.config.edited_path(2)  # not even one that is edited
+    other = replace(
+        gpt2, checkpoint=replace(gpt2.checkpoint, params={**flat, name: flat[name].at[0, 0].add(1e-3)})
+    )
+    with pytest.raises(RunError, match="another training: its model differ"):
+        train(other, malmen_of(), wild, tmp_path)
 
 
 def test_a_sequence_of_edits_is_judged_by_those_before(gpt2: Case) -> None:
     """RLEdit: the loss of the second change is its own and, weighed by the decay, that of the first one's fact."""
-    training = replace(QUICK, sequence=True, look_back=2, decay=0.5, size_weight=0.25)
+    training = replace(QUICK, accumulate=2, sequence=True, decay=0.5, size_weight=0.25)  # looks back at all
     batch = jax.tree.map(lambda x: jnp.asarray(x[:2, None]), lessons_of(gpt2, count=3))
     params, path = gpt2.params(LAYERS), gpt2.model.config.edited_path(0)
     changes = {path: 0.05 * jax.random.normal(jax.random.key(0), gpt2.model.shapes[path])}
@@ -196,6 +203,18 @@ def test_a_sequence_of_edits_is_judged_by_those_before(gpt2: Case) -> None:
     assert float(found) == pytest.approx(0.25 * size + own + 0.5 * earlier, rel=1e-5)
     first = loss(gpt2.model, config, training, params, batch, jnp.int32(0), changes)
     assert float(first) == pytest.approx(0.25 * size + earlier, rel=1e-5)
+
+
+def test_a_sequence_is_judged_by_all_of_its_edits_unless_told_otherwise() -> None:
+    """So that `decay` has something to weigh; without a sequence every edit stands alone."""
+    assert TrainConfig(sequence=True).decay < 1
+    for training, count in (
+        (TrainConfig(accumulate=7, sequence=True), 7),
+        (TrainConfig(accumulate=7, sequence=True, look_back=3), 3),
+        (TrainConfig(accumulate=7, sequence=True, look_back=30), 7),
+        (TrainConfig(accumulate=7), 1),
+    ):
+        assert judged_by(training) == count
 
 
 @pytest.mark.slow
@@ -244,6 +263,8 @@ def test_settings_and_facts_that_cannot_work_are_refused(gpt2: Case) -> None:
         ({"patience": 0}, "patience is 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"decay": -1.0}, "decay is -1.0"),
+        ({"look_back": 0, "sequence": True}, "look_back is 0"),
+        ({"look_back": 2}, "look_back has no effect without sequence"),
     ):
         with pytest.raises(ConfigError, match=message):
             train(gpt2, malmen_of(), replace(QUICK, **change))

@@ -86,16 +86,28 @@ def new(path: Path, state: State | None = None) -> RunFolder:
     return create(path, {"config": {}, "environment": {"fingerprint": "f" * 64}}, "facts\n", start(), state)
 
 
-def make(path: Path, updates: int, editor: Editor | None = None, guard: Guard = ANY_FINITE) -> Made:
+def make(
+    path: Path,
+    updates: int,
+    editor: Editor | None = None,
+    guard: Guard = ANY_FINITE,
+    dense_chunks: Sequence[int] = (),
+) -> Made:
     """A run of that many updates, in chunks of `CHUNK`, ended with a summary."""
-    made = grow(new(path), updates, editor, guard)
+    made = grow(new(path), updates, editor, guard, dense_chunks)
     with RunWriter(made.folder) as writer:
         writer.end({"edits": updates})
     return Made(RunFolder.open(path), made.live, made.state)
 
 
-def grow(folder: RunFolder, updates: int, editor: Editor | None = None, guard: Guard = ANY_FINITE) -> Made:
-    """Adds updates to a run that has none."""
+def grow(
+    folder: RunFolder,
+    updates: int,
+    editor: Editor | None = None,
+    guard: Guard = ANY_FINITE,
+    dense_chunks: Sequence[int] = (),
+) -> Made:
+    """Adds updates to a run that has none; of the chunks in `dense_chunks` the factors are not kept."""
     apply = chunk_function(editor or drawn(), watching, guard)
     edited, state = start(), {"sum": jnp.zeros((), jnp.int32)}
     live = [start()]
@@ -106,6 +118,7 @@ def grow(folder: RunFolder, updates: int, editor: Editor | None = None, guard: G
             chunk = Chunk(requests(cases), requests(cases), jnp.arange(CHUNK) < count)
             edited, state, steps = apply(edited, {}, state, chunk)
             kept = jax.tree.map(jnp.copy, (edited, state))
+            steps = steps._replace(factors={}) if first // CHUNK in dense_chunks else steps
             lines = [f'{{"update": {first + i}}}\n' for i in range(count)]
             writer.append(Done(count, (1, 1, 1), steps._replace(observed={}), lines, *kept))
             live += [jax.tree.map(lambda x: x[i], steps.observed) for i in range(count)]  # noqa: B023

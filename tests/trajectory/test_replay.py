@@ -5,16 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxedit.editors.features import Features, written
 from jaxedit.errors import RunError
 from jaxedit.linalg import dense
-from jaxedit.trajectory.deltas import Delta, apply_delta, read_delta, write_delta
+from jaxedit.trajectory.deltas import Delta, apply_delta, prints, read_delta, require_before, write_delta
 from jaxedit.trajectory.run import replayed
 from jaxedit.trajectory.snapshots import kept, retained
-from jaxedit.types import LowRank
+from jaxedit.trajectory.writer import RunWriter
+from jaxedit.types import LowRank, Params
 from tests.cases import same_bits
 from tests.trajectory.made import SHAPES, Made, again, drawn, make, start
 
@@ -65,6 +68,32 @@ def test_dense_updates_are_found_again_by_running_them(tmp_path: Path) -> None:
         assert same_bits(found.at(step), made.live[step]), step
     with pytest.raises(RunError, match=r"step 5 has to be run once more"):
         made.trajectory().at(5)
+
+
+def test_a_run_with_low_rank_and_dense_chunks_counts_as_dense(tmp_path: Path) -> None:
+    """As of an editor whose updates are dense where a chunk has many tokens. The third of 25 is dense."""
+    made = make(tmp_path / "run", 75, drawn(), dense_chunks=(2,))
+    folder = made.folder
+    assert [bool(chunk.factors) for chunk in folder.journal.chunks[:4]] == [True, True, False, True]
+    assert folder.damages() == []
+    with RunWriter(folder):  # as when a run goes on
+        pass
+    assert folder.damages() == []
+    assert same_bits(folder.restore(25, "edited", start()), made.live[75])
+    assert same_bits(folder.state(made.state), made.state)
+    found = made.trajectory(again(drawn()))
+    for step in (4, 8, 75):
+        assert same_bits(found.at(step), made.live[step]), step
+    assert same_bits(
+        dict(found.change(3, 9)), {path: made.live[9][path] - made.live[3][path] for path in SHAPES}
+    )
+
+
+def test_an_update_is_dense_for_all_matrices_where_it_is_for_one() -> None:
+    matrix = jnp.ones((6, 4))
+    deltas = dict(zip(SHAPES, (LowRank(jnp.ones((6, 1)), jnp.ones((1, 4))), matrix), strict=True))
+    info = written(Params(start(), {}), None, Features({}, jnp.zeros(1)), deltas)[2]
+    assert same_bits(info.delta, dict.fromkeys(SHAPES, matrix))
 
 
 def test_state_is_found_again_too(made: Made) -> None:
@@ -170,6 +199,20 @@ def test_a_delta_file_carries_a_change_elsewhere(made: Made, tmp_path: Path) -> 
         np.testing.assert_allclose(matrix, made.live[UPDATES][path], atol=1e-5)
     with pytest.raises(RunError, match="exists already"):
         write_delta(tmp_path / "delta.safetensors", back)
+
+
+def test_a_delta_file_holds_scales_and_says_what_it_belongs_on(tmp_path: Path) -> None:
+    before = {PATH: jnp.ones((6, 4)), "norm.scale": jnp.ones(6), "other": jnp.ones(2)}
+    change = {PATH: jnp.full((6, 4), 2.0), "norm.scale": jnp.arange(6.0)}
+    file = tmp_path / "delta.safetensors"
+    write_delta(file, Delta("", change, prints(before)))
+    back = read_delta(file)
+    require_before(before, back, file)
+    assert same_bits(apply_delta(before, back)["norm.scale"], 1 + jnp.arange(6.0))
+    with pytest.raises(
+        RunError, match=r"delta.safetensors belongs on a model .* other of this one is another"
+    ):
+        require_before(before | {"other": jnp.zeros(2)}, back, file)
 
 
 def test_delta_files_that_are_none_are_refused(made: Made, tmp_path: Path) -> None:

@@ -120,10 +120,10 @@ def test_edited_and_state_are_taken_over_and_frozen_is_not(driver: Driver) -> No
     assert not any(leaf.is_deleted() for leaf in driver.params.frozen.values())
 
 
-def test_norms_of_all_mlp_matrices_are_numpys(gpt2: Case) -> None:
-    norms = matrix_norms(gpt2.checkpoint.params)
-    assert sorted(norms) == sorted(
-        f"layers.{i}.mlp.{name}.kernel" for i in range(3) for name in ("up", "down")
-    )
+def test_norms_of_mlp_matrices_and_edited_ones_are_numpys(gpt2: Case) -> None:
+    mlps = [f"layers.{i}.mlp.{name}.kernel" for i in range(3) for name in ("up", "down")]
+    other = "layers.1.attention.value.kernel"
+    norms = matrix_norms(gpt2.checkpoint.params, {other, "layers.1.mlp.down.bias"})
+    assert sorted(norms) == sorted([*mlps, other])
     for path, norm in norms.items():
         assert float(norm) == pytest.approx(np.linalg.norm(gpt2.checkpoint.params[path]), rel=1e-6)

@@ -81,6 +81,20 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_nothing_is_written_behind_the_end(tmp_path: Path) -> None:
+    made = make(tmp_path / "run", 3)
+    summary = (made.folder.path / "summary.json").read_bytes()
+    with RunWriter(made.folder) as writer:
+        with pytest.raises(RunError, match="came to its end already"):
+            writer.end({"edits": 9})
+        with pytest.raises(RunError, match="came to its end already"):
+            writer.change_policy("skip")
+        with pytest.raises(RunError, match="came to its end already"):
+            extend(writer)
+    assert damages(made.folder.path) == []
+    assert (made.folder.path / "summary.json").read_bytes() == summary
+
+
 def test_a_folder_that_orbax_cannot_read_again_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"run\[0\]: checkpoints below a folder with '\[' in its name are lost"

@@ -12,7 +12,7 @@ from jaxedit.editors.transforms.spectrum import (
     target,
     update_norm,
 )
-from jaxedit.editors.transforms.transform import Transform, stateless
+from jaxedit.editors.transforms.transform import Transform, on_matrices, stateless
 from jaxedit.linalg import dense, double
 from jaxedit.types import Delta, LowRank, Site
 
@@ -54,4 +54,4 @@ def spectral_cap(factor: float = 1.0) -> Transform:
             exceeds = parts.values[0] > limit
             return jnp.where(exceeds, step_to(capped, site.weight), dense(delta)), limit
 
-    return Transform(init, apply)
+    return on_matrices(Transform(init, apply))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxedit.editors.transforms.spectrum import rebuilt, singular, singular_values, step_to, target
-from jaxedit.editors.transforms.transform import Transform
+from jaxedit.editors.transforms.transform import Transform, on_matrices
 from jaxedit.linalg import double
 from jaxedit.types import Delta, Site
 
@@ -26,7 +26,7 @@ def spectrum_lock() -> Transform:
         locked = rebuilt(singular(target(site.weight, delta)), spectrum)
         return step_to(locked, site.weight), spectrum
 
-    return Transform(init, apply)
+    return on_matrices(Transform(init, apply))
 
 
 def norm_lock() -> Transform:

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxedit.editors.transforms.spectrum import leading, singular
-from jaxedit.editors.transforms.transform import Transform, stateless
-from jaxedit.errors import StatisticsError
+from jaxedit.editors.transforms.transform import Transform, on_matrices, stateless
+from jaxedit.errors import ConfigError, StatisticsError
 from jaxedit.linalg import double
 from jaxedit.types import Delta, LowRank, Site
 
@@ -59,7 +60,7 @@ def revive(share: float) -> Transform:
             dominant = leading(jnp.square(parts.values), share)
             return Struck(parts.left * dominant, parts.right.T * dominant)
 
-    return Transform(init, lambda delta, struck, site: (masked(delta, struck), struck))
+    return on_matrices(Transform(init, lambda delta, struck, site: (masked(delta, struck), struck)))
 
 
 def sphere(strength: float = 0.8, share: float = 0.5) -> Transform:
@@ -77,23 +78,30 @@ def sphere(strength: float = 0.8, share: float = 0.5) -> Transform:
             principal = leading(jnp.square(parts.values), share)
             return masked(delta, Struck(parts.left * principal, None), strength)
 
-    return stateless(change)
+    return on_matrices(stateless(change))
 
 
 def null_space(moments: Mapping[str, Float[Array, "in in"]], threshold: float = 0.02) -> Transform:
     """AlphaEdit's hard projection (arXiv 2410.02355) of any editor's update: `Delta' = Delta P` with columns.
 
     P projects on the eigenvectors of C0 (`moments`, by path) whose eigenvalues are below the threshold, so
-    keys of the text hardly notice an update. Raises StatisticsError for a matrix without a moment.
+    keys of the text hardly notice an update. Raises StatisticsError for a matrix without a moment, ConfigError
+    where no eigenvalue is below.
     """
 
     def init(path: str, weight: Array) -> Struck:
         moment = moment_of(moments, path)
         with jax.enable_x64(True):
             eigenvalues, vectors = jnp.linalg.eigh(double(moment))
-            return Struck(vectors * (eigenvalues >= threshold), None)
+            struck = eigenvalues >= threshold
+            if not isinstance(struck, jax.core.Tracer) and np.all(struck):
+                raise ConfigError(
+                    f"transform null-space: no direction of {path} is left to write along: no eigenvalue of its "
+                    f"keys' second moment is below the threshold {threshold:g}. Raise it."
+                )
+            return Struck(vectors * struck, None)
 
-    return Transform(init, lambda delta, struck, site: (masked(delta, struck), struck))
+    return on_matrices(Transform(init, lambda delta, struck, site: (masked(delta, struck), struck)))
 
 
 def moment_of(moments: Mapping[str, Array], path: str) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxedit.editors.transforms.spectrum import rebuilt, singular, singular_values
-from jaxedit.editors.transforms.transform import Transform
+from jaxedit.editors.transforms.transform import Transform, on_matrices
 from jaxedit.linalg import double
 
 
@@ -22,9 +22,10 @@ def prune(base: float = math.e) -> Transform:
     def init(path: str, weight: Array) -> Float[Array, "in out"]:
         return jnp.copy(weight)
 
-    return Transform(
-        init, lambda delta, start, site: (delta, start), lambda w, start: restrained(w, start, base)
-    )
+    def finalize(weight: Array, start: Array) -> Float[Array, "in out"]:
+        return restrained(weight, start, base)
+
+    return on_matrices(Transform(init, lambda delta, start, site: (delta, start), finalize))
 
 
 def restrained(

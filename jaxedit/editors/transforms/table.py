@@ -160,6 +160,17 @@ def _number(parameter: Parameter, word: str, where: str, usage: str) -> float:
 def build_transforms(
     texts: Iterable[str], model: Model, moments: Mapping[int, Float[Array, "d_k d_k"]]
 ) -> tuple[Transform, ...]:
-    """The named transforms, to be handed to `chain`. `moments` are C0 by layer, as editors take them."""
+    """The named transforms, to be handed to `chain`. `moments` are C0 by layer, as editors take them.
+
+    Raises ConfigError for a transform that needs second moments where there are none, StatisticsError (at `init`)
+    for a matrix that has none.
+    """
+    texts = tuple(texts)
+    for text in texts:
+        if read_transform(text).row.needs_moments and not moments:
+            raise ConfigError(
+                f"transform {text!r} needs second moments, which are those of the keys of chosen layers: give the "
+                f"editor its layers, or leave the transform out"
+            )
     by_path = {model.config.edited_path(layer): moment for layer, moment in moments.items()}
     return tuple(read_transform(text).build(by_path) for text in texts)

@@ -40,6 +40,22 @@ def identity() -> Transform:
     return stateless(lambda delta, site: delta)
 
 
+def on_matrices(transform: Transform) -> Transform:
+    """The transform where there are rows and columns; biases and the scales of norms are left as they are."""
+
+    def init(path: str, weight: Array) -> State:
+        return transform.init(path, weight) if weight.ndim == 2 else ()
+
+    def apply(delta: Delta, state: State, site: Site) -> tuple[Delta, State]:
+        return transform.apply(delta, state, site) if site.weight.ndim == 2 else (delta, state)
+
+    def finalize(weight: Array, state: State) -> Array:
+        return transform.finalize(weight, state) if weight.ndim == 2 else weight
+
+    untouched = transform.finalize is leave
+    return Transform(init, apply, leave if untouched else finalize, transform.needs_keys)
+
+
 def compose(*transforms: Transform) -> Transform:
     """One transform that applies these from left to right; its state is the tuple of theirs."""
 

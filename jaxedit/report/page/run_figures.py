@@ -211,8 +211,8 @@ def norms_by_matrix(sources: Sequence[Source], labels: Sequence[str]) -> Figure:
                 key = (label, kind, quantity_word(quantity))
                 views.append(line_view(key, [("", lines)], "edits", title, _scale(lines), FROM_0))
     caption = (
-        "Every edited matrix after each update. Growth is that of the Frobenius norm since the unedited model; in a "
-        "run that is not finished, since its first update."
+        "Everything edited after each update. Growth is that of the Frobenius norm since the unedited model; of "
+        "vectors, and in a run that is not finished, since its first update."
     )
     columns = ("panel", "matrix", "edits", "value")
     menus = ("run", "matrix", "quantity")
@@ -249,7 +249,7 @@ def norms_by_layer(sources: Sequence[Source], labels: Sequence[str]) -> Figure:
                 continue
             layers = np.array(sorted(before))
             edited = np.array([layer_of(path) for path in paths])
-            after = np.array([record.norm[path][-1] for path in paths])
+            after = np.array([record.final_norm.get(path, record.norm[path][-1]) for path in paths])
             unedited = np.array([before[layer] for layer in layers])
             lines = [
                 Line("unedited model", layers, unedited, FAINT, markers=True),
@@ -276,7 +276,7 @@ def kinds(record: RunRecord) -> dict[str, list[str]]:
 def most_grown(record: RunRecord) -> str:
     """The edited matrix whose norm changed most, relative to its start."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        change = {path: abs(record.growth(path)[-1]) for path in record.norm}
+        change = {path: abs(record.grown(path)) for path in record.matrices}
     return max(change, key=lambda path: -1.0 if np.isnan(change[path]) else change[path])
 
 

@@ -125,7 +125,7 @@ def documents(source: Source) -> str:
 
 def _growth(record: RunRecord) -> str:
     with np.errstate(invalid="ignore", divide="ignore"):
-        value = 100 * record.growth(most_grown(record))[-1]
+        value = 100 * record.grown(most_grown(record))
     return f"{value:+.2f}" if np.isfinite(value) else "not finite"
 
 

@@ -1,6 +1,7 @@
 """What each transform promises, on random matrices over a sequence of updates."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +28,9 @@ from jaxedit.editors.transforms import (
     sphere,
 )
 from jaxedit.editors.transforms.rect import most_changed
-from jaxedit.errors import StatisticsError
+from jaxedit.errors import ConfigError, StatisticsError
 from jaxedit.linalg import dense
-from jaxedit.types import Editor, LowRank, Params, Site, Solved
+from jaxedit.types import EditInfo, Editor, LowRank, Params, Site, Solved
 from tests.cases import equations, relative, same_bits
 from tests.editors.transforms.stream import (
     D_IN,
@@ -241,6 +242,42 @@ def test_null_space_leaves_what_the_text_uses_and_asks_for_its_moment(stream: St
     assert np.linalg.norm(used.T @ delta) <= EXACT * np.linalg.norm(delta)
     with pytest.raises(StatisticsError, match=f"no second moment for {PATH}; there are \\['other'\\]"):
         null_space({"other": stream.moment}).init(PATH, stream.weight)
+
+
+def test_null_space_that_would_leave_nothing_to_write_is_refused(stream: Stream) -> None:
+    least = float(np.linalg.eigvalsh(np.asarray(stream.moment, np.float64))[0])
+    with pytest.raises(ConfigError, match=f"no direction of {PATH} is left to write along"):
+        null_space(stream.moments, 0.5 * least).init(PATH, stream.weight)
+
+
+ON_MATRICES = (
+    "revive:0.5",
+    "sphere",
+    "spectral-cap:0.5",
+    "spectrum-lock",
+    "prune",
+    "compensate:spectrum-lock",
+)
+
+
+@pytest.mark.parametrize("text", ON_MATRICES)
+def test_what_is_no_matrix_is_left_to_the_editor(stream: Stream, text: str) -> None:
+    """Biases and scales of norms, among the parameters of editors that write all; the matrix is transformed."""
+    vector = jnp.arange(1.0, 1.0 + D_OUT)
+    params = Params({PATH: stream.weight, "bias": vector}, {})
+    deltas = {PATH: 3 * stream.weight, "bias": 0.5 * vector}
+
+    def update(params: Params, state: Any, requests: Any) -> Any:
+        edited = {path: weight + deltas[path] for path, weight in params.edited.items()}
+        return Params(edited, params.frozen), state, EditInfo(deltas, {}, jnp.bool_(True))
+
+    editor = chain(Editor(lambda params: (), update), read_transform(text).build({}))
+    after, state, info = editor.update(params, editor.init(params), requests())
+    final = editor.finalize(after, state)
+    for found in (after, final):
+        assert np.array_equal(found.edited["bias"], 1.5 * vector)
+    assert np.array_equal(info.delta["bias"], deltas["bias"])
+    assert relative(final.edited[PATH], 4 * stream.weight) > 1e-2
 
 
 def test_spectrum_lock_keeps_every_singular_value(stream: Stream) -> None:

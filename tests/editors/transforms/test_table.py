@@ -50,6 +50,15 @@ def test_what_is_refused_and_how_it_is_said(text: str, message: str) -> None:
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["null-space", "mose", "compensate:null-space:0.1"])
+def test_a_transform_that_needs_moments_is_refused_where_there_are_none(gpt2: Case, text: str) -> None:
+    """Those of editors of all parameters, which have no layers."""
+    with pytest.raises(
+        ConfigError, match="needs second moments, which are those of the keys of chosen layers"
+    ):
+        build_transforms(["rect", text], gpt2.model, {})
+
+
 def test_rows_are_complete_and_usable(gpt2: Case) -> None:
     for name, row in TRANSFORMS.items():
         assert name == row.name
