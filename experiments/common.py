@@ -189,6 +189,7 @@ def _measure(study: Study, path: Path, seed: int) -> Json:
         "facts": facts,
         "edits": edits,
         "norm": norm,
+        "alignment_share": {p: record.alignment_share(p) for p in record.matrices},
         "yardstick": {p: n for p, n in record.unedited_norm.items() if p not in norm},
         "right_after": record.right_after(),
         "final": record.final,

@@ -34,11 +34,13 @@ def main(options: Norms) -> None:
             f"`{label}`",
             *(shown([at(table, share) for table in found], 3) for share in (0.25, 0.5, 1.0)),
             shown([100 * rises(table) for table in found], 1),
+            shown([reason(table) for table in found]),
             ", ".join(law or "divided" for law in laws[label]),
         ]
         for label, found in tables.items()
     ]
-    head = ["editor", "growth at 1/4", "at 1/2", "at the end", "updates that raise it, %", "law, by seed"]
+    head = ["editor", "growth at 1/4", "at 1/2", "at the end", "updates that raise it, %"]
+    head += ["share due to <W, Delta>", "law, by seed"]
     write(
         options, "e2", {"laws": laws, "arms": brief(tables)}, markdown(head, rows), curves(tables, null=False)
     )
@@ -48,6 +50,11 @@ def at(table: Json, share: float) -> float:
     """Growth of the norm after this share of the updates."""
     values = growth(table)
     return float(values[round(share * (len(values) - 1))])
+
+
+def reason(table: Json) -> float:
+    """How much of the growth of ||W||^2 is due to <W, Delta>, mean over the matrices: 0 for random directions."""
+    return float(np.nanmean(list(table["alignment_share"].values())))
 
 
 def law_of(table: Json) -> str | None:

@@ -25,6 +25,7 @@ class RunRecord(NamedTuple):
     asked: int  # facts the run is to edit
     edits: Int[np.ndarray, "U"]  # facts written after each update; batches read, where they are text
     norm: dict[str, Float[np.ndarray, "U"]]  # ||W||_F of each edited matrix after each update
+    update: dict[str, Float[np.ndarray, "U"]]  # ||Delta||_F of each update; 0 where it was refused
     scores: dict[str, Float[np.ndarray, "E"]]  # of each fact right after its update; empty without scoring
     refused: int  # updates that the guard left out
     unedited: dict[str, float]  # ES, PS, NS, S, ... of all edits on the unedited model
@@ -64,6 +65,17 @@ class RunRecord(NamedTuple):
         _, norm = self.trajectory(path)
         return self.final_norm.get(path, norm[-1]) / norm[0] - 1.0
 
+    def alignment_share(self, path: str) -> float:
+        """How much of the growth of ||W||^2 is due to <W, Delta>, as `jaxedit.diagnostics.path.alignment_share`.
+
+        From the log alone, for dense updates too: the sum of 2 <W, Delta> is what the squares of the updates leave of
+        the growth. NaN where nothing was written.
+        """
+        _, norm = self.trajectory(path)
+        steps = float(np.square(self.update[path][len(self.edits) - len(norm) + 1 :]).sum())
+        cross = float(norm[-1] ** 2 - norm[0] ** 2) - steps
+        return cross / (abs(cross) + steps) if steps else float("nan")
+
     @property
     def matrices(self) -> list[str]:
         """What is edited of two dimensions, where that is known; else everything edited."""
@@ -94,6 +106,10 @@ def read_run(path: str | Path) -> RunRecord:
             edits=np.cumsum([len(line["facts"]) or 1 for line in lines]),
             norm={
                 p: _floats(line["norm"][p] for line in lines) for p in sorted(lines[0]["norm"], key=layer_of)
+            },
+            update={
+                p: _floats(line["delta_norm"][p] if line["applied"] else 0.0 for line in lines)
+                for p in lines[0]["norm"]
             },
             scores={
                 name: _floats(value for line in lines for value in line["scores"][name])

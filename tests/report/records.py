@@ -26,6 +26,7 @@ def record(
         asked=30,
         edits=np.arange(1, edits + 1),
         norm={path: unedited[path] * np.linspace(1.0, 1.01, edits + 1)[1:] for path in paths},
+        update={path: np.full(edits, 0.01 * unedited[path]) for path in paths},
         scores=scores,
         refused=0,
         unedited=means if finished else {},

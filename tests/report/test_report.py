@@ -3,12 +3,15 @@
 import io
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
+from jaxedit.diagnostics.path import alignment_share, path_of_factors
 from jaxedit.report.figures import write_figures
 from jaxedit.report.tables import run_table
+from jaxedit.types import LowRank
 
 from .records import record
 
@@ -46,6 +49,27 @@ def test_growth_starts_at_the_unedited_norm() -> None:
     assert edits[0] == 0
     assert norm[0] == 12.0
     np.testing.assert_allclose(run.growth("layers.2.mlp.down.kernel")[[0, -1]], [0.0, 0.01])
+
+
+@pytest.mark.parametrize("kind", ["along", "random", "turned"])
+def test_the_log_tells_what_the_growth_is_due_to(kind: str) -> None:
+    """The same number as from the matrices, of which the log holds the norms."""
+    rng, path = np.random.default_rng(0), "layers.2.mlp.down.kernel"
+    W = [rng.normal(size=(8, 8))]
+    for _ in range(20):
+        step = {"along": 0.1 * W[-1], "random": 0.1 * rng.normal(size=(8, 8)), "turned": -2 * W[-1]}[kind]
+        W.append(W[-1] + step)
+    deltas = np.diff(W, axis=0)
+    norms = np.linalg.norm(W, axis=(1, 2))
+    run = record(layers=(2,), edits=20)._replace(
+        norm={path: norms[1:]},
+        unedited_norm={path: norms[0]},
+        update={path: np.linalg.norm(deltas, axis=(1, 2))},
+    )
+    walked = path_of_factors(
+        jnp.asarray(W[0]), LowRank(jnp.asarray(deltas), jnp.tile(jnp.eye(8), (20, 1, 1)))
+    )
+    assert run.alignment_share(path) == pytest.approx(float(alignment_share(walked)[-1]), abs=1e-5)
 
 
 def test_the_band_holds_only_unedited_matrices_of_the_same_kind() -> None:
