@@ -201,7 +201,8 @@ def _measure(study: Study, path: Path, seed: int) -> Json:
 
 def norms(matrices: Matrices, paths: Iterable[str]) -> dict[str, float]:
     """||W||_F of these matrices."""
-    return {path: digits([float(frobenius(matrices[path]))])[0] for path in paths}
+    found = {path: float(frobenius(matrices[path])) for path in paths}
+    return dict(zip(found, digits(found.values()), strict=True))
 
 
 def digits(values: Iterable[float]) -> list[float]:

@@ -87,6 +87,11 @@ def _together(norms: Mapping[str, Sequence[float]]) -> np.ndarray:
     return np.sqrt(squares / squares[0])
 
 
+def at_end(table: Json, model: str, name: str) -> float:
+    """A measure of ability after the last edit; NaN where it was not asked."""
+    return float(table[model].get(name, [np.nan])[-1])
+
+
 def summary_row(label: str, tables: Sequence[Json]) -> list[str]:
     """One line of the common table; scores in percent."""
 
@@ -94,7 +99,7 @@ def summary_row(label: str, tables: Sequence[Json]) -> list[str]:
         return [100 * table[when].get(name, np.nan) for table in tables]
 
     def last(model: str, name: str, factor: float = 1.0) -> list[float]:
-        return [factor * table[model].get(name, [np.nan])[-1] for table in tables]
+        return [factor * at_end(table, model, name) for table in tables]
 
     return [
         f"`{label}`",

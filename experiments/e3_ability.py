@@ -10,7 +10,17 @@ from scipy.stats import spearmanr
 
 from experiments.arms import arm
 from experiments.common import Json, Study, begin, every_seed
-from experiments.drawing import at_measurements, brief, curves, markdown, named, shown, summary_table, write
+from experiments.drawing import (
+    at_end,
+    at_measurements,
+    brief,
+    curves,
+    markdown,
+    named,
+    shown,
+    summary_table,
+    write,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +57,7 @@ def together(table: Json) -> float:
 
 def beyond(table: Json) -> float:
     """How many points of recall the edits cost at the end that random updates do not."""
-    random, edited = (table[model].get("recall", [float("nan")])[-1] for model in ("random", "edited"))
-    return 100 * (random - edited)
+    return 100 * (at_end(table, "random", "recall") - at_end(table, "edited", "recall"))
 
 
 if __name__ == "__main__":

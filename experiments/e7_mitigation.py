@@ -17,6 +17,7 @@ from experiments.common import Json, Study, begin, every_seed
 from experiments.drawing import (
     COLOURS,
     Tables,
+    at_end,
     band,
     brief,
     curves,
@@ -69,7 +70,7 @@ def scatter(tables: Tables, below: Sequence[str]) -> Figure:
     figure, axes = sheet(2, height=3.6)
     for axis, values, title in zip(
         axes[0],
-        (lambda t: t["edited"].get("recall", [np.nan])[-1], lambda t: t["final"]["ES"]),
+        (lambda t: at_end(t, "edited", "recall"), lambda t: t["final"]["ES"]),
         ("facts not edited that are recalled at the end, %", "ES of all edits at the end, %"),
         strict=True,
     ):

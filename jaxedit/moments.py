@@ -1,7 +1,6 @@
 """Second moments of keys for a run: from a text or the model's own, computed once, kept by content."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from safetensors.numpy import save_file
 from jaxedit.data.contexts import Generate, sample_corpus
 from jaxedit.data.corpus import read_text, token_blocks
 from jaxedit.data.tokens import Tokenizer
+from jaxedit.digests import sha256
 from jaxedit.errors import StatisticsError
 from jaxedit.models.sources import Checkpoint, default_cache
 from jaxedit.processes import by_first, from_first, to_host
@@ -91,11 +91,6 @@ def _text_identity(tokenizer: Tokenizer, key: Array) -> str:
     """Of a text that the model samples itself."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
     return f"sampled with key {jax.random.key_data(key).tolist()}, vocabulary {sha256(vocabulary)}"
-
-
-def sha256(content: bytes) -> str:
-    """The hash in hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def _blocks(source: MomentSource, checkpoint: Checkpoint, tokens: int) -> Int[np.ndarray, "N length"]:

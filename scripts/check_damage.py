@@ -24,8 +24,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jaxedit.digests import fingerprint
 from jaxedit.errors import RunError
-from jaxedit.trajectory.files import fingerprint
 from jaxedit.trajectory.snapshots import retained
 from jaxedit.trajectory.store import RunFolder
 from tests.trajectory.synthetic import Synthetic, draw_figures, write_run

@@ -177,7 +177,7 @@ class Judge:
 
     def __init__(self, whole: Path):
         from jaxedit import pipeline
-        from jaxedit.trajectory.files import fingerprint
+        from jaxedit.digests import fingerprint
 
         self.whole, self._fingerprint = whole, fingerprint
         self._like, _, _ = pipeline.trajectory(whole)

@@ -106,6 +106,7 @@ def test_transformers_is_imported_only_where_text_and_checkpoints_are() -> None:
     ("room", "allowed"),
     [
         ("errors", ()),
+        ("digests", ()),
         ("types", ("types", "errors")),
         ("linalg", ("types", "errors")),
         ("parallel", ("errors",)),
@@ -119,7 +120,7 @@ def test_transformers_is_imported_only_where_text_and_checkpoints_are() -> None:
         ("editors", ("editors", "types", "linalg", "models", "values", "lookup", "errors")),
         ("evaluation", ("evaluation", "processes", "models", "types", "errors")),
         ("diagnostics", ("diagnostics", "models", "linalg", "types", "errors")),
-        ("trajectory", ("trajectory", "parallel", "linalg", "configs", "types", "errors")),
+        ("trajectory", ("trajectory", "parallel", "linalg", "configs", "digests", "types", "errors")),
         (
             "training",
             (
@@ -133,6 +134,7 @@ def test_transformers_is_imported_only_where_text_and_checkpoints_are() -> None:
                 "types",
                 "errors",
                 "configs",
+                "digests",
             ),
         ),
     ],

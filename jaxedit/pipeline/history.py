@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxedit.data.facts import Fact
+from jaxedit.digests import fingerprint
 from jaxedit.editors import Settings, method
 from jaxedit.errors import RunError
 from jaxedit.models.sources import Checkpoint
@@ -36,7 +37,6 @@ from jaxedit.pipeline.sequence import (
 from jaxedit.pipeline.used import used
 from jaxedit.pipeline.warm import first_state
 from jaxedit.pipeline.watch import require_room
-from jaxedit.trajectory.files import fingerprint
 from jaxedit.trajectory.replay import Rerun, Trajectory
 from jaxedit.trajectory.store import RunFolder
 from jaxedit.trajectory.writer import refuse_existing

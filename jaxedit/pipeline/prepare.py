@@ -1,11 +1,9 @@
 """A run's ingredients: the model, the facts in their order, contexts, second moments, the editor."""
 
 import dataclasses
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -81,7 +79,7 @@ def choose_facts(config: RunConfig, checkpoint: Checkpoint, report: Report) -> l
     """
     facts = load_facts(config.facts)
     if config.network is not None:
-        seen = frozenset().union(*(learned_ids(config.network, name) for name in spellings(config.facts)))
+        seen = learned_ids(config.network, config.facts)
         facts = [fact for fact in facts if fact.id not in seen]
     if config.known:
         facts = known_facts(facts, config.count, checkpoint, report)
@@ -92,15 +90,6 @@ def choose_facts(config: RunConfig, checkpoint: Checkpoint, report: Report) -> l
             + (", or take unknown facts too with --no-known" if config.known else "")
         )
     return facts[: config.count]
-
-
-def spellings(facts: str) -> set[str]:
-    """The names under which a network may have been trained on this set: a file has several."""
-    path = Path(facts)
-    if not path.exists():
-        return {facts}
-    relative = os.path.relpath(path)
-    return {facts, str(path), relative, f"./{relative}", str(path.absolute()), str(path.resolve())}
 
 
 def known_facts(

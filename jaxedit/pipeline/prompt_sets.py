@@ -58,9 +58,8 @@ def prompt_sets(
         found["neighborhood"] = PromptSet(text_prompts(*map(jnp.asarray, rows)), TEXT_POSITIONS)
     if text is not None:
         length = min(TEXT_LENGTH, limit)
-        blocks = token_blocks(read_text(text), tokenizer, length, count * length, leading_ids(tokenizer))[
-            :count
-        ]
+        lead = leading_ids(tokenizer)
+        blocks = token_blocks(read_text(text), tokenizer, length, count * (length - len(lead)), lead)
         valid = np.ones(blocks.shape, bool)
         found["text"] = PromptSet(text_prompts(jnp.asarray(blocks), jnp.asarray(valid)), TEXT_POSITIONS)
     return {name: PromptSet(without_first(one.prompts), one.positions) for name, one in found.items()}

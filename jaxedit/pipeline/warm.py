@@ -7,8 +7,9 @@ import jax
 from jaxedit.data.facts import Fact
 from jaxedit.data.sources import load_facts
 from jaxedit.errors import FactError
+from jaxedit.parallel import replicated
 from jaxedit.pipeline.config import RunConfig
-from jaxedit.pipeline.placing import placed, placed_chunk
+from jaxedit.pipeline.placing import placed_chunk
 from jaxedit.pipeline.plan import plan_of
 from jaxedit.pipeline.prepare import Prepared, Report
 from jaxedit.types import Params, Requests, State
@@ -24,17 +25,16 @@ def first_state(config: RunConfig, prepared: Prepared, report: Report) -> State:
     if not config.warm_up or (observe := editor.observe) is None:
         return state
 
+    @jax.jit
     def look(params: Params, state: State, requests: Requests) -> State:
         return jax.lax.scan(lambda state, one: (observe(params, state, one), None), state, requests)[0]
 
     plan = plan_of(
         dataclasses.replace(config, score=False), prepared._replace(facts=other_facts(config, prepared.facts))
     )
-    look = jax.jit(look)
     for planned in plan.chunks(0):
         chunk = placed_chunk(planned.chunk, prepared.devices)
-        _, state = placed({}, state, prepared.devices)
-        state = look(params, state, chunk.requests)
+        state = look(params, replicated(state, prepared.devices), chunk.requests)
         report("warming up", planned.first + len(planned.batches), plan.updates)
     return state
 

@@ -42,7 +42,14 @@ def learned_ids(file: str | Path, facts: str) -> frozenset[str]:
     """Ids of the facts of this set that the network was trained on or chosen by, where the file tells."""
     with _opened(file) as tensors:
         provenance = _provenance(tensors)
-    return frozenset(provenance.get("ids", ())) if provenance.get("facts") == facts else frozenset()
+    same = "facts" in provenance and _place(provenance["facts"]) == _place(facts)
+    return frozenset(provenance.get("ids", ())) if same else frozenset()
+
+
+def _place(facts: str) -> str | Path:
+    """A set of facts by its name, a file by where it lies: it has several names."""
+    path = Path(facts)
+    return path.resolve() if path.exists() else facts
 
 
 def load_net(file: str | Path, model: Model, fingerprint: str) -> NetFile:

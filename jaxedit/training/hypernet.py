@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxedit.configs import require_at_least
+from jaxedit.digests import fingerprint
 from jaxedit.editors.hypernet import HyperConfig, Hypernet, fresh
 from jaxedit.errors import ConfigError
 from jaxedit.models.model import Model
@@ -57,8 +58,8 @@ def train_hypernetwork(
     progress = begin(jax.jit(fresh, static_argnums=(0, 1))(model, config, start_key), training)
     store = None
     if folder is not None:
-        identity = _identity(lessons, held_out, config, training, key)
-        store = Checkpoints(folder, identity | {"model": _weights(model, flat)})
+        of_model = {"model": dataclasses.asdict(model.config) | {"weights": fingerprint(flat)}}
+        store = Checkpoints(folder, of_model | _identity(lessons, held_out, config, training, key))
     if training.keep_hidden and min(config.layers) > 0:
         lessons, held_out = (with_hidden(model, params, config, one, report) for one in (lessons, held_out))
     groups, facts = grouped(held_out, training.edits), len(lessons.requests.weight)
@@ -94,15 +95,6 @@ def check(training: TrainConfig, lessons: Lessons) -> None:
         raise ConfigError(
             f"training: edits is {training.edits}, there are {facts} facts: give more, or lower it"
         )
-
-
-def _weights(model: Model, flat: dict[str, Array]) -> str:
-    """A hash of the model's parameters, names and configuration."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    for path in sorted(flat):
-        digest.update(f"{path} {flat[path].dtype} {flat[path].shape}".encode())
-        digest.update(np.ascontiguousarray(flat[path]).tobytes())
-    return digest.hexdigest()
 
 
 def _identity(

@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from jaxedit.digests import fingerprint
 from jaxedit.errors import RunError
 from jaxedit.linalg import added
-from jaxedit.trajectory.files import disk, fingerprint, replace
+from jaxedit.trajectory.files import disk, replace
 from jaxedit.types import LowRank
 
 FORMAT = "jaxedit delta 1"

@@ -2,37 +2,18 @@
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from jaxtyping import PyTree
-
+from jaxedit.digests import sha256
 from jaxedit.errors import RunError
 
 SUMS = "SHA256SUMS"
 """Name of a list of checksums, in the format of `sha256sum --check`."""
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def sha256(content: bytes) -> str:
-    """Hexadecimal digest."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def fingerprint(tree: PyTree) -> str:
-    """Digest of every leaf's path, type, shape and bits."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.data if array.size else b"")
-    return digest.hexdigest()
 
 
 def replace(file: Path, content: bytes) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from jaxedit.configs import build
+from jaxedit.digests import sha256
 from jaxedit.errors import ConfigError, RunError
-from jaxedit.trajectory.files import append, sha256
+from jaxedit.trajectory.files import append
 from jaxedit.trajectory.guard import Policy
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxedit.digests import fingerprint
 from jaxedit.errors import RunError
-from jaxedit.trajectory.files import fingerprint
 from jaxedit.trajectory.journal import Finished
 from jaxedit.trajectory.run import replayed
 from jaxedit.trajectory.store import RunFolder

@@ -8,8 +8,9 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from jaxedit.digests import fingerprint
 from jaxedit.errors import RunError
-from jaxedit.trajectory.files import check_sums, fingerprint, sync, write_sums
+from jaxedit.trajectory.files import check_sums, sync, write_sums
 
 SNAPSHOTS = 16
 """Snapshots of the edited matrices that a run keeps, the first one apart."""

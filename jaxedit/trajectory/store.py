@@ -27,10 +27,11 @@ from jaxtyping import Array
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
+from jaxedit.digests import sha256
 from jaxedit.errors import RunError
 from jaxedit.trajectory import journal as journals
 from jaxedit.trajectory import snapshots
-from jaxedit.trajectory.files import check_sums, sensible, sha256
+from jaxedit.trajectory.files import check_sums, sensible
 from jaxedit.trajectory.journal import Finished, Journal, Start, line_of
 from jaxedit.types import LowRank, State
 

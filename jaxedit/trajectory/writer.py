@@ -15,10 +15,11 @@ from jaxtyping import Array
 from safetensors.numpy import save as save_tensors
 
 from jaxedit.configs import require_plain_path
+from jaxedit.digests import fingerprint, sha256
 from jaxedit.errors import RunError
 from jaxedit.trajectory import journal as journals
 from jaxedit.trajectory import snapshots
-from jaxedit.trajectory.files import append, disk, fingerprint, json_bytes, replace, sha256, sync
+from jaxedit.trajectory.files import append, disk, json_bytes, replace, sync
 from jaxedit.trajectory.guard import Policy
 from jaxedit.trajectory.journal import End, Finished, Journal, PolicyChange, Start
 from jaxedit.trajectory.run import Step

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Array
 
 from jaxedit.data import encode_text
+from jaxedit.digests import fingerprint
 from jaxedit.editors.full import FullConfig, PretrainConfig, continue_pretraining, full_fine_tune
 from jaxedit.errors import ConfigError
 from jaxedit.evaluation.perplexity import perplexity
 from jaxedit.models.sources import load
-from jaxedit.trajectory.files import fingerprint
 from jaxedit.trajectory.run import Chunk, chunk_function, stack
 from jaxedit.trajectory.snapshots import restore, save
 from jaxedit.types import Editor, Params, TextBatch

@@ -14,12 +14,13 @@ import numpy as np
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from jaxedit.digests import fingerprint, sha256
 from jaxedit.errors import JaxeditError
 from jaxedit.report.record import read_run
 from jaxedit.report.steps import history_table
 from jaxedit.trajectory import journal as journals
 from jaxedit.trajectory.deltas import Delta, apply_delta, read_delta, write_delta
-from jaxedit.trajectory.files import SUMS, fingerprint, sha256
+from jaxedit.trajectory.files import SUMS
 from jaxedit.trajectory.snapshots import folder_of
 from jaxedit.trajectory.store import RunFolder, factors_name
 from tests.fuzz.harness import Target

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxedit.digests import fingerprint
 from jaxedit.errors import RunError
-from jaxedit.trajectory.files import SUMS, check_sums, fingerprint, write_sums
+from jaxedit.trajectory.files import SUMS, check_sums, write_sums
 from jaxedit.trajectory.snapshots import folder_of
 from jaxedit.trajectory.store import RunFolder
 from scripts.check_damage import damage_many
