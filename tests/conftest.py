@@ -1,12 +1,38 @@
-"""Fixtures that several rooms share."""
+"""Fixtures that several rooms share, and what tests compile."""
 
 import functools
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Generator
 
 import jax
 import pytest
 
 from tests.cases import BUILDERS, FAMILIES, Case, make_case
+
+FOLDER = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Programs of tiny models are compiled once: workers and subprocesses read what one of them did."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # a worker, or the caller has a folder
+        return
+    config.stash[FOLDER] = tempfile.mkdtemp(prefix="jaxedit-tests-")
+    given = {
+        "jax_compilation_cache_dir": config.stash[FOLDER],
+        "jax_compilation_cache_max_size": 2**32,  # a bound makes JAX lock the folder
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in given.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (folder := config.stash.get(FOLDER, None)) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,7 +17,7 @@ from jaxedit.lookup import whole_rows
 from jaxedit.models.decoder import causal_mask, positions
 from jaxedit.models.model import Model
 from jaxedit.models.probed import insert_probes
-from jaxedit.types import EditInfo, LowRank, Params, Requests, State
+from jaxedit.types import Delta, EditInfo, LowRank, Params, Requests, State
 
 Tokens = Literal["all", "answer"]
 
@@ -108,6 +108,18 @@ def _pairs(key: Array, gradient: Array, chosen: Bool[Array, "B M"], at: Array | 
     return Pairs(jnp.where(real[:, None], key, 0), jnp.where(real[:, None], gradient, 0), real)
 
 
+def count_pairs(requests: Requests, tokens: Tokens) -> int:
+    """The n of `token_features`, padding included."""
+    return requests.target.size if tokens == "answer" else whole_rows(requests)[0].size
+
+
+def of_facts(pairs: Pairs, chosen: Bool[Array, "B"]) -> Pairs:
+    """The pairs of the chosen facts alone; the others' are not real."""
+    real = pairs.real & jnp.repeat(chosen, len(pairs.real) // len(chosen))
+    key, gradient = (jnp.where(real[:, None], x, 0) for x in (pairs.key, pairs.gradient))
+    return Pairs(key, gradient, real)
+
+
 def shape_name(shape: tuple[int, ...]) -> str:
     """ "{d_in}x{d_out}"."""
     return "x".join(map(str, shape))
@@ -121,19 +133,18 @@ def by_shape(model: Model, paths: Iterable[str]) -> dict[str, list[str]]:
     return groups
 
 
-def compact(delta: LowRank) -> LowRank | Float[Array, "in out"]:
+def compact(delta: LowRank) -> Delta:
     """The change as it is where its rank is below the matrix's smaller side, else as one matrix."""
     rank = delta.left.shape[1]
     return delta if rank < min(delta.left.shape[0], delta.right.shape[1]) else dense(delta)
 
 
 def written(
-    params: Params, state: State, features: Features, deltas: dict[str, LowRank | Array]
+    params: Params, state: State, deltas: dict[str, Delta], metrics: dict[str, Array]
 ) -> tuple[Params, State, EditInfo]:
     """The update that adds these changes; all are dense where one is, since a run keeps factors of all or of none."""
     if not all(isinstance(delta, LowRank) for delta in deltas.values()):
         deltas = {path: dense(delta) for path, delta in deltas.items()}
     changed = {path: added(params.edited[path], delta) for path, delta in deltas.items()}
     finite = jnp.stack([jnp.isfinite(frobenius(matrix)) for matrix in changed.values()]).all()
-    info = EditInfo(deltas, {"loss": features.loss}, finite)
-    return Params(params.edited | changed, params.frozen), state, info
+    return Params(params.edited | changed, params.frozen), state, EditInfo(deltas, metrics, finite)

@@ -27,7 +27,7 @@ def hypernetwork(model: Model, trained: Hypernet, config: HyperConfig) -> Editor
         if config.lifelong:
             state = state._replace(running=fold_pairs(state.running, features.pairs))
         deltas = shift(state.net, state.running, features.pairs)
-        return written(params, state, features, deltas)
+        return written(params, state, deltas, {"loss": features.loss})
 
     return Editor(init, update, remembers=config.lifelong)
 

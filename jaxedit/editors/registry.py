@@ -1,7 +1,7 @@
 """The table of editing methods: drives the command line, the conformance tests and the README."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,27 +9,22 @@ from jaxtyping import Array
 
 from jaxedit.editors.alphaedit import alphaedit_config, evoedit_config
 from jaxedit.editors.blue import blue
+from jaxedit.editors.checks import NULL_SPACES, EditorConfig, check, check_effect
 from jaxedit.editors.d4s import d4s, d4s_config
+from jaxedit.editors.depth import last_layers, late_layers, layer_span, single_layer
 from jaxedit.editors.encore import encore_config
-from jaxedit.editors.features import FeatureConfig
 from jaxedit.editors.finetune import FineTuneConfig, fine_tune
 from jaxedit.editors.full import FullConfig, PretrainConfig, continue_pretraining, full_fine_tune
 from jaxedit.editors.hyperedit import hypernetwork
-from jaxedit.editors.hypernet import HyperConfig, Hypernet, fresh
+from jaxedit.editors.hypernet import Hypernet, fresh
 from jaxedit.editors.locate import LocateConfig, locate_and_edit
 from jaxedit.editors.lora import LoRAConfig, LoRASequenceConfig, lora, lora_sequence
-from jaxedit.editors.lyaplock import LyapLockConfig, lyaplock, lyaplock_config
+from jaxedit.editors.lyaplock import lyaplock, lyaplock_config
 from jaxedit.editors.malmen import malmen_config
 from jaxedit.editors.memit import emmet_config, memit_config
 from jaxedit.editors.mend import mend_config
-from jaxedit.editors.moving_null_space import (
-    MovingConfig,
-    betaedit_config,
-    langedit_config,
-    moving_null_space,
-)
+from jaxedit.editors.moving_null_space import betaedit_config, langedit_config, moving_null_space
 from jaxedit.editors.nas import nas_config
-from jaxedit.editors.optimiser import OptimiserConfig, rate
 from jaxedit.editors.pmet import pmet_config
 from jaxedit.editors.presets import preset_for
 from jaxedit.editors.rome import r_rome_config, rome_config
@@ -39,8 +34,6 @@ from jaxedit.models.config import DecoderConfig
 from jaxedit.models.model import Model
 from jaxedit.types import Editor
 
-EditorConfig = LocateConfig | FineTuneConfig | LoRAConfig | PretrainConfig | FeatureConfig
-NULL_SPACES = {"null_threshold": "null_fraction", "null_fraction": "null_threshold"}  # one replaces the other
 # What an editor may hold and not read (`Method.without`), and why.
 WITHOUT = {
     "beta": "earlier keys weigh 1 in it",
@@ -49,8 +42,6 @@ WITHOUT = {
     "null_threshold": "it writes along all directions",
     "null_fraction": "it writes along all directions",
 }
-# Settings that change nothing while another is off.
-NEEDS = {"beta": "memory", "memory_keys": "memory", "reference_quirks": "patience", "centre": "bound"}
 
 
 @dataclass(frozen=True)
@@ -196,105 +187,8 @@ class Method:
         raise ConfigError(f"editor {self.name!r}: " + unknown_name("setting", name, known))
 
 
-def check_effect(config: EditorConfig, given: Mapping[str, Any], editor: str) -> None:
-    """Raises ConfigError for a setting given that changes nothing beside the others."""
-    if given.keys() >= NULL_SPACES.keys():
-        raise ConfigError(
-            f"editor {editor!r}: null_threshold and null_fraction both say which null space is written; give one"
-        )
-    for name, other in NEEDS.items():
-        holder = config if hasattr(config, other) else getattr(config, "values", None)
-        if name in given and not getattr(holder, other):
-            raise ConfigError(f"editor {editor!r}: {name} has no effect without {other}: give that too")
-
-
-def check(config: EditorConfig, editor: str) -> None:
-    """Raises ConfigError for numbers that cannot work, naming editor, setting and range."""
-    layers = config.layers
-    if layers is not None and (not layers or list(layers) != sorted(set(layers))):
-        raise ConfigError(f"editor {editor!r}: layers are {layers}; give one or more, ascending, each once")
-    if isinstance(config, FeatureConfig):
-        check_features(config, editor)
-        return
-    optimiser = config.values if isinstance(config, LocateConfig) else config
-    positive = {"learning_rate": optimiser.learning_rate, "steps": optimiser.steps}
-    not_negative = {"stop_loss": optimiser.stop_loss}
-    if isinstance(config, LocateConfig):
-        positive |= {"clamp": config.values.clamp}
-        not_negative |= {"lam_n": config.lam_n, "ridge": config.ridge, "kl": config.values.kl}
-        not_negative |= {"weight_decay": config.values.weight_decay, "lam": config.lam}
-        if config.lam_n == 0 or only_lam_preserves(config):
-            positive |= {"lam": config.lam}
-        given = {
-            "beta": config.beta,
-            "null_threshold": config.null_threshold,
-            "null_fraction": config.null_fraction,
-            "patience": config.values.patience,
-            "allowance": getattr(config, "allowance", None),
-        }
-        positive |= {name: value for name, value in given.items() if value is not None}
-        if config.anchor is not None:
-            not_negative |= {"anchor": config.anchor}
-        if config.null_fraction is not None and config.null_fraction > 1:
-            raise ConfigError(
-                f"editor {editor!r}: null_fraction is {config.null_fraction}; it must not be above 1"
-            )
-    else:
-        optional = ("bound", "clip_norm", "schedule_steps", "rank", "alpha")
-        given = {name: getattr(config, name, None) for name in optional}
-        positive |= {name: value for name, value in given.items() if value is not None}
-        not_negative |= {"weight_decay": config.weight_decay, "warmup_steps": config.warmup_steps}
-    for name, value in positive.items():
-        if not value > 0:
-            raise ConfigError(f"editor {editor!r}: {name} is {value}; it must be above 0")
-    for name, value in not_negative.items():
-        if not value >= 0:
-            raise ConfigError(f"editor {editor!r}: {name} is {value}; it must not be negative")
-    if isinstance(config, OptimiserConfig):
-        try:
-            rate(config)
-        except ConfigError as error:
-            raise ConfigError(f"editor {editor!r}: {error}") from None
-
-
-def only_lam_preserves(config: LocateConfig) -> bool:
-    """Whether nothing else stands in for C0 where `lam` is 0."""
-    moving = isinstance(config, MovingConfig) and config.corpus is None
-    return moving or isinstance(config, LyapLockConfig)
-
-
-def check_features(config: FeatureConfig, editor: str) -> None:
-    """`check` of editors that work on token-wise features."""
-    names = {HyperConfig: ("learning_rate", "rank", "blocks"), LifelongConfig: ("learning_rate", "ridge")}
-    for name in names[type(config)]:
-        if not (value := getattr(config, name)) > 0:
-            raise ConfigError(f"editor {editor!r}: {name} is {value}; it must be above 0")
-
-
 def _names(config: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(config)}
-
-
-def single_layer(model: DecoderConfig) -> int:
-    """Depth rule for editors of one layer: 0.28 of the depth (layer 8 of SmolLM2-135M's 30)."""
-    return round(0.28 * (model.n_layers - 1))
-
-
-def layer_span(model: DecoderConfig) -> tuple[int, ...]:
-    """Depth rule for editors of several layers: 0.2 to 0.35 of the depth (layers 6 to 10 of 30)."""
-    last = model.n_layers - 1
-    return tuple(range(round(0.2 * last), round(0.35 * last) + 1))
-
-
-def last_layers(model: DecoderConfig, count: int) -> tuple[int, ...]:
-    """The last `count` layers, where MEND (three) and MALMEN (six of GPT-J) edit."""
-    return tuple(range(max(model.n_layers - count, 0), model.n_layers))
-
-
-def late_layers(model: DecoderConfig) -> tuple[int, ...]:
-    """Depth rule for UltraEdit and StableEdit: 0.67 to 0.96 of the depth (GPT-J's 18 to 26 of 28)."""
-    last = model.n_layers - 1
-    return tuple(range(round(0.67 * last), round(0.96 * last) + 1))
 
 
 # Presets use the depth rule; `lam` is that of SmolLM2-135M, searched over decades. It is 1/20 of GPT2-XL's: its

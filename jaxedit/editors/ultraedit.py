@@ -1,7 +1,8 @@
 """UltraEdit (Gu et al. 2025, arXiv 2505.14679) and StableEdit (Ma et al. 2026, arXiv 2605.11836).
 
-No optimisation and no training: with keys and gradients normalised by all that was seen so far (lifelong
-normalisation), a token asks for the value change `d = -rate ||k~||^2 v~`; ridge regression on the keys writes them.
+No training: with keys and gradients normalised by all that was seen so far (lifelong normalisation), a token asks
+for the value change `d = -rate ||k~||^2 v~`; ridge regression on the keys writes them. In one step in the papers; in
+several, small ones that each begin with the gradient of the model as it is by then, here where `steps` says so.
 """
 
 from dataclasses import dataclass
@@ -9,22 +10,24 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxedit.editors.features import (
     FeatureConfig,
-    Features,
     Pairs,
     by_shape,
     compact,
+    count_pairs,
+    of_facts,
     token_features,
     written,
 )
 from jaxedit.editors.hypernet import fold_pairs
 from jaxedit.editors.normalise import Running, empty, fold_scatter, standardise, whiten
 from jaxedit.editors.regression import smoother
+from jaxedit.linalg import dense
 from jaxedit.models.model import Model
-from jaxedit.types import Editor, LowRank, Params, Requests
+from jaxedit.types import Delta, Editor, LowRank, Params, Requests
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class LifelongConfig(FeatureConfig):
     learning_rate: float = 1e-6
     ridge: float = 1.0
     whitened: bool = False  # gradients by their full covariance, not component by component
+    steps: int = 1  # of every update
+    stop_loss: float = 0.0  # facts whose loss is below are left as they are; 0 leaves none
 
 
 class Lifelong(NamedTuple):
@@ -41,6 +46,16 @@ class Lifelong(NamedTuple):
 
     running: dict[str, Running]
     scatter: dict[str, Float[Array, "d_out d_out"]]  # of gradients, float64; StableEdit only
+
+
+class Course(NamedTuple):
+    """Where an update stands."""
+
+    state: Lifelong
+    change: dict[str, Delta]  # by path: factors, which are zero for steps to come, or their product
+    losses: Float[Array, "steps B"]  # before each step; NaN where it was not taken
+    step: Int[Array, ""]
+    done: Bool[Array, ""]
 
 
 def stable_config(layers: tuple[int, ...]) -> LifelongConfig:
@@ -59,19 +74,54 @@ def ultra_edit(model: Model, config: LifelongConfig) -> Editor:
     def init(params: Params) -> Lifelong:
         return start(model, config)
 
-    def seen(params: Params, requests: Requests) -> Features:
-        return token_features(model, params, requests, paths, config.tokens)
-
     def observe(params: Params, state: Lifelong, requests: Requests) -> Lifelong:
-        return counted(state, seen(params, requests).pairs)
+        return counted(state, token_features(model, params, requests, paths, config.tokens).pairs)
 
     def update(params: Params, state: Lifelong, requests: Requests):
-        features = seen(params, requests)
-        state = counted(state, features.pairs)
-        deltas = {path: lifelong_shift(state, features.pairs[path], config) for path in paths}
-        return written(params, state, features, deltas)
+        def step(course: Course) -> Course:
+            now = {path: params.edited[path] + dense(change) for path, change in course.change.items()}
+            pairs, losses = token_features(
+                model, Params(params.edited | now, params.frozen), requests, paths, config.tokens
+            )
+            state = jax.lax.cond(course.step == 0, lambda: counted(course.state, pairs), lambda: course.state)
+            wanting = (requests.weight > 0) & (losses >= config.stop_loss)
+            change = {
+                path: with_step(
+                    old, course.step, lifelong_shift(state, of_facts(pairs[path], wanting), config)
+                )
+                for path, old in course.change.items()
+            }
+            losses = course.losses.at[course.step].set(losses)
+            return Course(state, change, losses, course.step + 1, ~wanting.any())
+
+        rank = config.steps * count_pairs(requests, config.tokens)
+        begin = Course(
+            state=state,
+            change={path: no_change(model.shapes[path], rank) for path in paths},
+            losses=jnp.full((config.steps, len(requests.weight)), jnp.nan),
+            step=jnp.zeros((), jnp.int32),
+            done=jnp.zeros((), bool),
+        )
+        end = jax.lax.while_loop(lambda course: (course.step < config.steps) & ~course.done, step, begin)
+        return written(params, end.state, end.change, {"loss": end.losses, "steps": end.step})
 
     return Editor(init, update, observe=observe)
+
+
+def no_change(shape: tuple[int, ...], rank: int) -> Delta:
+    """Zeros: factors of this rank, or a matrix where those would be larger."""
+    return compact(LowRank(jnp.zeros((shape[0], rank)), jnp.zeros((rank, shape[1]))))
+
+
+def with_step(change: Delta, step: Int[Array, ""], new: LowRank) -> Delta:
+    """The change with a step's, of which factors have a place of their own."""
+    if not isinstance(change, LowRank):
+        return change + dense(new)
+    at = step * new.left.shape[1]
+    return LowRank(
+        jax.lax.dynamic_update_slice_in_dim(change.left, new.left, at, axis=1),
+        jax.lax.dynamic_update_slice_in_dim(change.right, new.right, at, axis=0),
+    )
 
 
 def start(model: Model, config: LifelongConfig) -> Lifelong:
@@ -104,7 +154,7 @@ def gradients_of(running: Running, pairs: Pairs) -> Running:
     return Running(running.total, running.mean[keys:], running.squares[keys:])
 
 
-def lifelong_shift(state: Lifelong, pairs: Pairs, config: LifelongConfig) -> LowRank | Float[Array, "in out"]:
+def lifelong_shift(state: Lifelong, pairs: Pairs, config: LifelongConfig) -> LowRank:
     """The change of one matrix [in, out]."""
     running, keys = state.running[pairs.shape], pairs.key.shape[-1]
     normal = standardise(running, pairs.joined)
@@ -118,4 +168,4 @@ def lifelong_shift(state: Lifelong, pairs: Pairs, config: LifelongConfig) -> Low
         )
     wanted = -config.learning_rate * jnp.square(key).sum(axis=-1, keepdims=True) * gradient
     wanted = jnp.where(pairs.real[:, None], wanted, 0)
-    return compact(LowRank(smoother(pairs.key, jnp.log(config.ridge)), wanted))
+    return LowRank(smoother(pairs.key, jnp.log(config.ridge)), wanted)

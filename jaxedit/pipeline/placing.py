@@ -3,13 +3,19 @@
 import jax
 from jaxtyping import Array
 
-from jaxedit.parallel import Devices, OnMesh, placed_facts, placed_parameters, replicated
+from jaxedit.parallel import Devices, OneDevice, OnMesh, placed_facts, placed_parameters, replicated
 from jaxedit.trajectory.run import Chunk
 from jaxedit.types import State
 
 
 def placed(edited: dict[str, Array], state: State, devices: Devices) -> tuple[dict[str, Array], State]:
-    """What a chunk takes over, where the devices work on it; nothing moves that is there already."""
+    """What a chunk takes over, where the devices work on it; nothing moves that is there already.
+
+    On one device all is committed to it, as what a chunk leaves is: for arrays that are not, it would compile anew.
+    """
+    if isinstance(devices, OneDevice):
+        device = jax.devices()[0]
+        return jax.device_put(edited, device), jax.device_put(state, device)
     return placed_parameters(edited, devices), replicated(state, devices)
 
 

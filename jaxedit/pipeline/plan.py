@@ -20,6 +20,9 @@ from jaxedit.pipeline.prepare import Prepared
 from jaxedit.trajectory.run import Chunk, stack
 from jaxedit.types import Probes, Requests, TextBatch
 
+WORTH = 24
+"""Chunks from which on a second program of fewer tokens gains more than it costs to compile."""
+
 
 class Planned(NamedTuple):
     """A chunk before it is run."""
@@ -187,13 +190,15 @@ def equal_parts(size: int, parts: int, pieces: int = 1) -> int:
 
 
 def two_shapes(needed: Sequence[RequestShape]) -> tuple[RequestShape, RequestShape]:
-    """A shape for chunks whose tails are not above the median, and one that holds all.
+    """A shape for chunks whose tails are not above the median, and one that holds all; the same for few chunks.
 
     No more than two, since each costs a compilation. Prefixes are run once and share one size; tails are run
     at every step of an optimisation.
     """
-    median = sorted(shape.S for shape in needed)[len(needed) // 2]
     large = largest(needed)
+    if len(needed) < WORTH:
+        return large, large
+    median = sorted(shape.S for shape in needed)[len(needed) // 2]
     small = largest([shape for shape in needed if median >= shape.S])
     return small._replace(P=large.P), large
 

@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM
 from jaxedit import pipeline
 from jaxedit.cli import main, parse
 from jaxedit.data import Fact, dump_jsonl, load_facts
+from jaxedit.data.shapes import RequestShape
 from jaxedit.errors import ConfigError, RunError
 from jaxedit.evaluation.edits import branch_mask
 from jaxedit.models.sources import load
-from jaxedit.pipeline.plan import equal_parts
+from jaxedit.pipeline.plan import WORTH, equal_parts, two_shapes
 from tests.reference.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 FACTS = [
@@ -108,6 +109,14 @@ def test_the_same_run_again_gives_the_same_bits(home: Path) -> None:
     assert numbers(home / "again") == numbers(home / "run")
 
 
+def test_updates_are_compiled_once(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However many chunks, MEMIT's constant state among what they hand on."""
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        main(["run", str(home / "run.toml"), "--out", str(home / "chunks"), "--chunk", "1"])
+    assert sum("Compiling jit(apply)" in record.getMessage() for record in caplog.records) == 1
+    assert len(list((home / "chunks" / "updates").iterdir())) == 3
+
+
 def stopped_run(home: Path, name: str) -> Path:
     """The run of `home` up to its first chunk of two."""
 
@@ -192,6 +201,12 @@ def test_fewer_facts_an_update_than_devices_are_refused() -> None:
     with pytest.raises(ConfigError, match="1 facts an update cannot be divided among 2 devices"):
         equal_parts(1, 2)
     assert [equal_parts(size, 4) for size in (4, 5, 8)] == [4, 8, 8]
+
+
+def test_long_runs_have_a_second_program_for_short_facts() -> None:
+    short, long = RequestShape(P=4, S=3, T=2), RequestShape(P=8, S=6, T=3)
+    assert two_shapes([*[short] * WORTH, long]) == (RequestShape(P=8, S=3, T=2), long)
+    assert two_shapes([*[short] * (WORTH - 2), long]) == (long, long)
 
 
 def on_devices(count: int, *arguments: str) -> None:

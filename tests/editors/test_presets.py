@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from jaxedit.editors import METHODS, Settings
+from jaxedit.editors.depth import single_layer
 from jaxedit.editors.presets import COMPOSED, DEPTH, PRESETS, SHAPES, TABLE, known_model, preset_for
-from jaxedit.editors.registry import single_layer
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.families import decoder_config
 from tests.cases import Case

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,54 @@ def test_both_edits_of_a_sequence_are_the_oracles(case: Case, name: str) -> None
             assert relative(dense(found), expected) <= TOLERANCE
             add(model, matrix, expected)
     assert {int(running.total) for running in state.running.values()} == {len(seen)}
+
+
+def test_steps_are_the_oracles_and_leave_facts_that_are_written(case: Case) -> None:
+    """Every step from the model as it is by then, on the moments of the first."""
+    first = replace(config_of("ultraedit"), learning_rate=5e-4, steps=3)
+    editor, params = ultra_edit(case.model, first), case.params(LAYERS)
+    requests = requests_of(case, [0, 3, 4])
+    losses = np.asarray(jax.jit(editor.update)(params, editor.init(params), requests)[2].metrics["loss"])
+    config = replace(
+        first, stop_loss=float(np.sort(losses[1])[:2].mean())
+    )  # between two facts, after one step
+    editor = ultra_edit(case.model, config)
+    _, state, info = jax.jit(editor.update)(params, editor.init(params), requests)
+
+    facts = [oracle_facts(FACTS)[i] for i in (0, 3, 4)]
+    model, matrices = copy.deepcopy(case.oracle), [(layer, "mlp.down") for layer in LAYERS]
+    total: dict[Matrix, Any] = dict.fromkeys(matrices, 0)
+    of_all = factors(model, case.checkpoint.tokenizer, facts, matrices, config.tokens)
+    seen, taken = [token for matrix in matrices for token in of_all[matrix]], list[int]()
+    for step in range(config.steps):
+        left = [
+            fact
+            for fact, loss in zip(facts, info.metrics["loss"][step], strict=True)
+            if loss >= config.stop_loss
+        ]
+        taken.append(len(left))
+        tokens = factors(model, case.checkpoint.tokenizer, left, matrices, config.tokens)
+        for matrix in matrices:
+            change = oracle.ultraedit(tokens[matrix], seen, config.learning_rate, config.ridge)
+            total[matrix] = total[matrix] + change
+            add(model, matrix, change)
+    assert all(taken)
+    assert 0 < sum(taken) < 9
+    for (layer, name), expected in total.items():
+        assert relative(dense(info.delta[f"layers.{layer}.{name}.kernel"]), expected) <= TOLERANCE
+    assert {int(running.total) for running in state.running.values()} == {len(seen)}
+
+
+def test_no_step_is_taken_for_facts_that_are_known(gpt2: Case) -> None:
+    config = replace(config_of("ultraedit"), steps=4, stop_loss=100.0)
+    editor, params = ultra_edit(gpt2.model, config), gpt2.params(LAYERS)
+    after, state, info = jax.jit(editor.update)(params, editor.init(params), requests_of(gpt2, [0, 1]))
+    assert same_bits(after.edited, params.edited)
+    assert int(info.metrics["steps"]) == 1
+    assert np.isnan(info.metrics["loss"][1:]).all()
+    assert all(int(running.total) > 0 for running in state.running.values()), (
+        "moments count facts that are known"
+    )
 
 
 def test_warm_up_moves_the_moments_as_editing_does_and_writes_nothing(gpt2: Case) -> None:

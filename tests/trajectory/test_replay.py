@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxedit.editors.features import Features, written
+from jaxedit.editors.features import written
 from jaxedit.errors import RunError
 from jaxedit.linalg import dense
 from jaxedit.trajectory.deltas import Delta, apply_delta, prints, read_delta, require_before, write_delta
@@ -92,7 +92,7 @@ def test_a_run_with_low_rank_and_dense_chunks_counts_as_dense(tmp_path: Path) ->
 def test_an_update_is_dense_for_all_matrices_where_it_is_for_one() -> None:
     matrix = jnp.ones((6, 4))
     deltas = dict(zip(SHAPES, (LowRank(jnp.ones((6, 1)), jnp.ones((1, 4))), matrix), strict=True))
-    info = written(Params(start(), {}), None, Features({}, jnp.zeros(1)), deltas)[2]
+    info = written(Params(start(), {}), None, deltas, {})[2]
     assert same_bits(info.delta, dict.fromkeys(SHAPES, matrix))
 
 
