@@ -84,7 +84,8 @@ def ultra_edit(model: Model, config: LifelongConfig) -> Editor:
                 model, Params(params.edited | now, params.frozen), requests, paths, config.tokens
             )
             state = jax.lax.cond(course.step == 0, lambda: counted(course.state, pairs), lambda: course.state)
-            wanting = (requests.weight > 0) & (losses >= config.stop_loss)
+            written_already = losses < config.stop_loss  # not where it is NaN, so that the update is refused
+            wanting = (requests.weight > 0) & ~written_already
             change = {
                 path: with_step(
                     old, course.step, lifelong_shift(state, of_facts(pairs[path], wanting), config)
