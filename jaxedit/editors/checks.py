@@ -19,13 +19,8 @@ EditorConfig = LocateConfig | FineTuneConfig | LoRAConfig | PretrainConfig | Fea
 NULL_SPACES = {"null_threshold": "null_fraction", "null_fraction": "null_threshold"}  # one replaces the other
 # Settings that change nothing while another is off.
 NEEDS = {"beta": "memory", "memory_keys": "memory", "reference_quirks": "patience", "centre": "bound"}
-OPTIONAL = (
-    "bound",
-    "clip_norm",
-    "schedule_steps",
-    "rank",
-    "alpha",
-)  # of gradient editors, positive where given
+# Of gradient editors, positive where given.
+OPTIONAL = ("bound", "clip_norm", "schedule_steps", "rank", "alpha")
 
 
 def check_effect(config: EditorConfig, given: Mapping[str, Any], editor: str) -> None:
@@ -79,9 +74,8 @@ def ranges(config: EditorConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             positive |= of(config, "lam")
         not_negative = of(config.values, "stop_loss", "kl", "weight_decay")
         return positive, not_negative | of(config, "lam", "lam_n", "ridge", "anchor")
-    return of(config, "learning_rate", "steps", *OPTIONAL), of(
-        config, "stop_loss", "weight_decay", "warmup_steps"
-    )
+    not_negative = of(config, "stop_loss", "weight_decay", "warmup_steps")
+    return of(config, "learning_rate", "steps", *OPTIONAL), not_negative
 
 
 def only_lam_preserves(config: LocateConfig) -> bool:

@@ -133,10 +133,15 @@ def by_shape(model: Model, paths: Iterable[str]) -> dict[str, list[str]]:
     return groups
 
 
+def pays(rank: int, shape: tuple[int, ...]) -> bool:
+    """Whether factors of this rank are kept for a matrix of this shape: below its smaller side."""
+    return rank < min(shape)
+
+
 def compact(delta: LowRank) -> Delta:
-    """The change as it is where its rank is below the matrix's smaller side, else as one matrix."""
-    rank = delta.left.shape[1]
-    return delta if rank < min(delta.left.shape[0], delta.right.shape[1]) else dense(delta)
+    """The change as it is where its factors pay, else as one matrix."""
+    shape = (delta.left.shape[0], delta.right.shape[1])
+    return delta if pays(delta.left.shape[1], shape) else dense(delta)
 
 
 def written(

@@ -16,9 +16,9 @@ from jaxedit.editors.features import (
     FeatureConfig,
     Pairs,
     by_shape,
-    compact,
     count_pairs,
     of_facts,
+    pays,
     token_features,
     written,
 )
@@ -110,8 +110,10 @@ def ultra_edit(model: Model, config: LifelongConfig) -> Editor:
 
 
 def no_change(shape: tuple[int, ...], rank: int) -> Delta:
-    """Zeros: factors of this rank, or a matrix where those would be larger."""
-    return compact(LowRank(jnp.zeros((shape[0], rank)), jnp.zeros((rank, shape[1]))))
+    """Zeros: factors of this rank, or a matrix where those do not pay."""
+    if not pays(rank, shape):
+        return jnp.zeros(shape)
+    return LowRank(jnp.zeros((shape[0], rank)), jnp.zeros((rank, shape[1])))
 
 
 def with_step(change: Delta, step: Int[Array, ""], new: LowRank) -> Delta:

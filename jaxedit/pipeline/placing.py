@@ -14,8 +14,7 @@ def placed(edited: dict[str, Array], state: State, devices: Devices) -> tuple[di
     On one device all is committed to it, as what a chunk leaves is: for arrays that are not, it would compile anew.
     """
     if isinstance(devices, OneDevice):
-        device = jax.devices()[0]
-        return jax.device_put(edited, device), jax.device_put(state, device)
+        return jax.device_put((edited, state), jax.local_devices()[0])
     return placed_parameters(edited, devices), replicated(state, devices)
 
 

@@ -72,9 +72,8 @@ def test_steps_are_the_oracles_and_leave_facts_that_are_written(case: Case) -> N
     editor, params = ultra_edit(case.model, first), case.params(LAYERS)
     requests = requests_of(case, [0, 3, 4])
     losses = np.asarray(jax.jit(editor.update)(params, editor.init(params), requests)[2].metrics["loss"])
-    config = replace(
-        first, stop_loss=float(np.sort(losses[1])[:2].mean())
-    )  # between two facts, after one step
+    between_two_facts = float(np.sort(losses[1])[:2].mean())  # after one step
+    config = replace(first, stop_loss=between_two_facts)
     editor = ultra_edit(case.model, config)
     _, state, info = jax.jit(editor.update)(params, editor.init(params), requests)
 
