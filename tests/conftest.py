@@ -21,7 +21,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[FOLDER] = tempfile.mkdtemp(prefix="jaxedit-tests-")
     given = {
         "jax_compilation_cache_dir": config.stash[FOLDER],
-        "jax_compilation_cache_max_size": 2**32,  # a bound makes JAX lock the folder
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
