@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from rich.console import Console
 
-from jaxedit.cli import keep_compiled
+from jaxedit.compiling import set_up_compiling
 from jaxedit.data import dump_jsonl, load_facts
 from jaxedit.data.corpus import read_text, token_blocks
 from jaxedit.data.probes import encode_probes
@@ -265,4 +265,4 @@ def begin(study: Study) -> None:
     """Before an experiment: compiled programs are kept, and figures have the style of reports."""
     mpl.rcParams.update(STYLE | {"savefig.dpi": 120})
     study.out.mkdir(parents=True, exist_ok=True)
-    keep_compiled()
+    set_up_compiling()

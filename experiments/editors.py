@@ -21,7 +21,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from jaxedit.cli import keep_compiled
+from jaxedit.compiling import set_up_compiling
 from jaxedit.data import Fact
 from jaxedit.editors import METHODS, Settings
 from jaxedit.models.sources import load
@@ -54,7 +54,7 @@ class Comparison:
 
 def main(options: Comparison) -> None:
     console = Console(stderr=True)
-    keep_compiled()
+    set_up_compiling()
     tasks = [
         (name, size) for size in options.batches for name in options.editors if ready(options, name, size)
     ]

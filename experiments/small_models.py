@@ -21,7 +21,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from jaxedit.cli import keep_compiled
+from jaxedit.compiling import set_up_compiling
 from jaxedit.data import Fact, dump_jsonl
 from jaxedit.data.world import world_facts, world_items
 from jaxedit.data.world_items import Item
@@ -85,7 +85,7 @@ class Corpus(NamedTuple):
 
 def main(options: SmallModels) -> None:
     console = Console(stderr=True)
-    keep_compiled()
+    set_up_compiling()
     corpus = make_corpus(options)
     write_corpus(options, corpus)
     tokenizer = make_tokenizer(options, corpus.learned)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import jax.numpy as jnp
 import tyro
 from rich.console import Console
@@ -39,11 +38,11 @@ from jaxedit.commands.measure import Measure, execute_measure
 from jaxedit.commands.sweep import Sweep, execute_sweep
 from jaxedit.commands.trace import TraceRun, execute_trace
 from jaxedit.commands.train import Train, execute_train
+from jaxedit.compiling import set_up_compiling
 from jaxedit.configs import build, read_toml
 from jaxedit.data import dump_jsonl, load_facts
 from jaxedit.errors import ConfigError, FactError, JaxeditError
 from jaxedit.export import export
-from jaxedit.models.sources import default_cache
 from jaxedit.parallel import Way
 from jaxedit.pipeline import DeviceConfig, RunConfig, Stop
 from jaxedit.processes import is_first
@@ -57,8 +56,6 @@ from jaxedit.trajectory.guard import Policy
 from jaxedit.trajectory.store import RunFolder
 
 BAD_INPUT, STOPPED, TERMINATED = 2, 130, 143
-CACHED_SECONDS = 0.3  # programs that compile faster than this are not kept
-CACHED_BYTES = 2 * 1024**3
 COMPARISON, PAGE, EVENTS = "comparison", "report.html", "tensorboard"
 
 
@@ -170,8 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     try:
         command = parse(arguments)
-        if isinstance(command, Computing) and command.compile_cache:
-            keep_compiled()
+        if isinstance(command, Computing):
+            set_up_compiling(command.compile_cache)
         execute(command, out, err)
     except JaxeditError as error:
         if debug:
@@ -215,15 +212,6 @@ def _parse(arguments: Sequence[str], run: Run, sweep: Sweep) -> Command:
     )
     about = "Edits the knowledge of language models, and measures what that does to them."
     return tyro.cli(commands, args=arguments, prog="jaxedit", description=about)
-
-
-def keep_compiled() -> None:
-    """Turns JAX's persistent compilation cache on, unless the environment has set it, or has it off."""
-    if os.environ.get("JAXEDIT_COMPILE_CACHE", "1") == "0" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
-    jax.config.update("jax_compilation_cache_max_size", CACHED_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_SECONDS)
 
 
 def execute(command: Command, out: Console, err: Console) -> None:

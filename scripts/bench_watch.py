@@ -24,7 +24,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from jaxedit.cli import keep_compiled
+from jaxedit.compiling import set_up_compiling
 from jaxedit.linalg import change_norm, frobenius
 from jaxedit.pipeline import RunConfig, run, trajectory
 from jaxedit.pipeline.watch_config import Watch
@@ -45,7 +45,7 @@ class Bench:
 
 
 def main(bench: Bench) -> None:
-    keep_compiled()
+    set_up_compiling()
     marks: list[tuple[str, int, float]] = []
 
     def report(stage: str, done: int, total: int) -> None:

@@ -25,7 +25,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from jaxedit.cli import keep_compiled
+from jaxedit.compiling import set_up_compiling
 from jaxedit.configs import build
 from jaxedit.data.encode import encode_requests, request_shape
 from jaxedit.data.probes import encode_probes, probe_shape
@@ -59,7 +59,7 @@ class Search:
 
 def main(search: Search) -> None:
     console = Console()
-    keep_compiled()
+    set_up_compiling()
     common = RunConfig(model=search.model, editor=search.editor, seed=search.seed, count=search.facts)
     checkpoint = load(common.model)
     facts = choose_facts(common, checkpoint, quiet)

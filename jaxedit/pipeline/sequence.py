@@ -232,6 +232,7 @@ def _apply_all(
         if count:
             lines = metric_lines(steps, planned.first, planned.batches[:count])
             writer.append(Done(count, planned.shape, steps, lines, *kept))
+        del kept  # the writer has them, until they are on the disk
         if halted:
             writer.wait()
             raise RunError(_refusal(folder.path, planned.first + count, steps, count, planned.batches[count]))
