@@ -17,7 +17,7 @@ from jaxedit.data import dump_jsonl, load_facts
 from jaxedit.data.corpus import read_text, token_blocks
 from jaxedit.data.probes import encode_probes
 from jaxedit.data.tokens import leading_ids
-from jaxedit.diagnostics.controls import random_update
+from jaxedit.diagnostics.controls import Match, random_update
 from jaxedit.editors import METHODS, Settings
 from jaxedit.evaluation.drift import drift
 from jaxedit.evaluation.edits import score_all
@@ -29,10 +29,12 @@ from jaxedit.pipeline import Limits, RunConfig, TextStream, known_facts, resume,
 from jaxedit.pipeline.used import walk_used
 from jaxedit.report.figures import STYLE
 from jaxedit.report.record import read_run
-from jaxedit.trajectory.replay import Matrices, Trajectory
+from jaxedit.trajectory.replay import Matrices
 from jaxedit.types import Params, as_they_are
 
 BLOCK = 64  # tokens of a block of held-out text
+NULLS: dict[str, Match] = {"random": "norm", "turned": "spectrum"}
+"""Null models: the first matrices, each with a random change that has this in common with the true one."""
 console = Console(stderr=True)
 Json = dict[str, Any]
 
@@ -176,11 +178,12 @@ def _measure(study: Study, path: Path, seed: int) -> Json:
     steps = sorted({0, *range(study.every // size or 1, found.steps, study.every // size or 1), found.steps})
     asker = Asker(study, prepared.checkpoint)
     first = Params(found.at(0), prepared.params.frozen)
-    rows: dict[str, list[Json]] = {"edited": [], "random": []}
+    rows: dict[str, list[Json]] = {name: [] for name in ("edited", *NULLS)}
     for step, now in walk_used(prepared, found, steps):
-        null = now if step == 0 else random_matrices(found, step, first.edited, now, seed)
-        for name, matrices in (("edited", now), ("random", null)):
-            rows[name].append(asker.ask(first, matrices) | {"norm": norms(matrices, record.matrices)})
+        for name, table in rows.items():
+            null = step > 0 and name in NULLS
+            matrices = random_matrices(first.edited, now, NULLS[name], seed, step) if null else now
+            table.append(asker.ask(first, matrices) | {"norm": norms(matrices, record.matrices)})
     facts = [min(step * size, study.count) for step in steps]
     edits, norm = [0, *map(int, record.edits)], {p: digits(record.trajectory(p)[1]) for p in record.matrices}
     if prepared.editor.finalize is not as_they_are:  # the model as it is used is known where it was measured
@@ -215,14 +218,15 @@ def columns(rows: Sequence[Json]) -> Json:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def random_matrices(
-    found: Trajectory, step: int, first: Mapping[str, Any], now: Matrices, seed: int
-) -> Matrices:
-    """The null model: the first matrices, each with a random change of the same norm as the true one."""
+def random_matrices(first: Mapping[str, Any], now: Matrices, match: Match, seed: int, step: int) -> Matrices:
+    """A null model of the matrices at this step."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     changed = {}
     for i, path in enumerate(sorted(now)):
-        change = random_update(jax.random.fold_in(key, i), now[path] - first[path], "norm")
+        alike: Match = (
+            match if now[path].ndim == 2 else "norm"
+        )  # the one singular value of a vector is its norm
+        change = random_update(jax.random.fold_in(key, i), now[path] - first[path], alike)
         changed[path] = added(first[path], change)
     return changed
 

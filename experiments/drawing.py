@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 
-from experiments.common import Arm, Json, Study, console
+from experiments.common import NULLS, Arm, Json, Study, console
 from jaxedit.report.figures import FAINT, save
 
 CONFIDENCE = 0.95
 WIDE = 10.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C564B", "#000000")
 DASHES = ("-", "--", ":", "-.")
+NULL_MARKERS = ("x", "+")
 HEAD = (
     "arm",
     "ES",
@@ -29,7 +30,7 @@ HEAD = (
     "growth",
     "updates that raise it",
     "recall",
-    "random",
+    *NULLS,
     "perplexity",
     "KL",
 )
@@ -77,7 +78,7 @@ def rises(table: Json) -> float:
 
 
 def at_measurements(table: Json, model: str = "edited") -> np.ndarray:
-    """Growth of the edited model, or of the random one, where ability was measured."""
+    """Growth of the edited model, or of a null model, where ability was measured."""
     norms = table[model]["norm"]
     return _together({path: [norm[path] for norm in norms] for path in norms[0]})
 
@@ -108,14 +109,14 @@ def summary_row(label: str, tables: Sequence[Json]) -> list[str]:
         shown([growth(table)[-1] for table in tables], 3),
         shown([100 * rises(table) for table in tables], 1),
         shown(last("edited", "recall", 100), 1),
-        shown(last("random", "recall", 100), 1),
+        *(shown(last(null, "recall", 100), 1) for null in NULLS),
         shown(last("edited", "perplexity")),
         shown(last("edited", "kl"), 3),
     ]
 
 
 def summary_table(tables: Tables) -> list[str]:
-    """All arms; the last five columns are of the model at the end of the sequence."""
+    """All arms; the last columns from recall on are of the model at the end of the sequence."""
     return markdown(HEAD, [summary_row(label, found) for label, found in tables.items()])
 
 
@@ -130,14 +131,15 @@ def curves(tables: Tables, null: bool = True) -> Figure:
         if "recall" in asked:
             line(panels[1], facts, _ability(found, "edited", "recall", 100), "", colour, style)
             against(panels[3], found, "edited", color=colour, ls=style, marker=".")
-            if null:
-                against(panels[3], found, "random", color=FAINT, lw=0.7, marker="x")
+            for name, marker in zip(NULLS if null else (), NULL_MARKERS, strict=False):
+                against(panels[3], found, name, color=FAINT, lw=0.7, marker=marker)
         if "perplexity" in asked:
             line(panels[2], facts, _ability(found, "edited", "perplexity"), "", colour, style)
     _label(panels)
     figure.legend(loc="outside lower center", ncols=4)
     if null:
-        panels[3].plot([], [], color=FAINT, lw=0.7, marker="x", label="random updates of the same size")
+        for (name, match), marker in zip(NULLS.items(), NULL_MARKERS, strict=True):
+            panels[3].plot([], [], color=FAINT, lw=0.7, marker=marker, label=f"{name}: same {match}")
         panels[3].legend(loc="upper right")
     return figure
 
@@ -206,7 +208,7 @@ def brief(tables: Tables) -> Json:
     """What a figure shows, as numbers."""
     return {
         label: [
-            {name: table[name] for name in ("facts", "edited", "random", "right_after", "final", "refused")}
+            {name: table[name] for name in ("facts", "edited", *NULLS, "right_after", "final", "refused")}
             | {"growth": at_measurements(table).tolist(), "rises": rises(table)}
             for table in found
         ]

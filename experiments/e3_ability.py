@@ -9,7 +9,7 @@ import tyro
 from scipy.stats import spearmanr
 
 from experiments.arms import arm
-from experiments.common import Json, Study, begin, every_seed
+from experiments.common import NULLS, Json, Study, begin, every_seed
 from experiments.drawing import (
     at_end,
     at_measurements,
@@ -35,13 +35,17 @@ def main(options: AbilityLoss) -> None:
     arms = [arm(options, editor) for editor in options.editors]
     tables = named(arms, every_seed(options, arms))
     rows = [
-        [f"`{label}`", shown([together(t) for t in found]), shown([beyond(t) for t in found], 1)]
+        [
+            f"`{label}`",
+            shown([together(t) for t in found]),
+            *(shown([beyond(t, null) for t in found], 1) for null in NULLS),
+        ]
         for label, found in tables.items()
     ]
     head = [
         "editor",
         "Spearman, norm and recall",
-        "recall lost beyond random updates of the same size, points",
+        *(f"recall lost beyond a random change of the same {match}, points" for match in NULLS.values()),
     ]
     table = [*summary_table(tables), "", *markdown(head, rows)]
     write(options, "e3", {"arms": brief(tables)}, table, curves(tables))
@@ -55,9 +59,9 @@ def together(table: Json) -> float:
     )
 
 
-def beyond(table: Json) -> float:
-    """How many points of recall the edits cost at the end that random updates do not."""
-    return 100 * (at_end(table, "random", "recall") - at_end(table, "edited", "recall"))
+def beyond(table: Json, null: str) -> float:
+    """How many points of recall the edits cost at the end that the null model does not."""
+    return 100 * (at_end(table, null, "recall") - at_end(table, "edited", "recall"))
 
 
 if __name__ == "__main__":

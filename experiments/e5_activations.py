@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from experiments.arms import arm
 from experiments.common import Arm, Study, begin, digest, kept
 from experiments.drawing import COLOURS, level, line, log_if_wide, markdown, sheet, shown, write
+from jaxedit.diagnostics.controls import Match
 from jaxedit.pipeline import trajectory
 from jaxedit.pipeline.measure import measures_at
 from jaxedit.pipeline.measured import Row
@@ -24,6 +25,23 @@ from jaxedit.pipeline.watch_config import MeasureConfig
 
 VECTORS = ("key", "mlp", "attention", "residual", "final")
 SHIFTED = ("angle", "mean_shift", "frechet")
+HEAD = (
+    "vector",
+    "prompts",
+    "position",
+    "norm ratio",
+    "random",
+    "share of the residual stream, before",
+    "after",
+    "overlap",
+    "random",
+    "CKA",
+    "Procrustes residual",
+    "angle of halves",
+    "floor",
+    "random",
+    "beyond the floor",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +52,8 @@ class Vectors(Study):
     prompts: int = 128
     k: int = 8
     """Dimension of the subspaces."""
+    null: Match = "norm"
+    """What the random change beside the true one has in common with it."""
     measured_at: tuple[float, ...] = (0.25, 1.0)
     """After these shares of the edits."""
 
@@ -50,12 +70,12 @@ def main(options: Vectors) -> None:
         for name, seeds in found.items():
             for seed, rows in zip(options.seeds, seeds, strict=True):
                 writer.writerows((name, seed, *row) for row in rows)
-    write(options, "e5", {"rows": "e5.csv"}, table, ratios(found))
+    write(options, "e5", {"rows": "e5.csv"}, table, ratios(found, options.null))
 
 
 def rows_of(options: Vectors, one: Arm, seed: int) -> list[Row]:
     """The measures of one run."""
-    asked = digest({name: getattr(options, name) for name in ("prompts", "k", "measured_at")})
+    asked = digest({name: getattr(options, name) for name in ("prompts", "k", "null", "measured_at")})
     found = kept(options, one, seed, f"vectors-{asked}.json", lambda path: measure(options, path, seed))
     return [Row(*row) for row in found]
 
@@ -67,8 +87,9 @@ def measure(options: Vectors, path: Path, seed: int) -> list[list]:
     config = MeasureConfig(
         weights=(),
         path=False,
-        activations=("shift", "subspace", "floor"),
+        activations=("shift", "subspace", "similarity", "floor"),
         k=options.k,
+        null=options.null,
         prompts=options.prompts,
         text=None if text is None else Path(text),
         seed=seed,
@@ -85,7 +106,7 @@ def last(rows: list[Row], model: str) -> dict[tuple[str, str, str, str], float]:
 
 
 def table_of(seeds: list[list[Row]]) -> list[str]:
-    """Norm ratio at the end by vector, layer, prompt set and position, with the shift of its subspace."""
+    """By vector, layer, prompt set and position, at the end: norms, shares, subspaces, with floor and null model."""
     edited, random = [last(rows, "edited") for rows in seeds], [last(rows, "random") for rows in seeds]
     lines = []
     for where, prompts, position, measure in edited[0]:
@@ -93,32 +114,28 @@ def table_of(seeds: list[list[Row]]) -> list[str]:
             continue
 
         def column(found: list[dict], name: str, place=(where, prompts, position)) -> list[float]:
-            return [values[(*place, name)] for values in found]
+            return [values.get((*place, name), np.nan) for values in found]
 
         beyond = [np.mean(column(edited, f"half_{name}_beyond")) for name in SHIFTED]
-        angle = shown(column(edited, "half_angle"))
-        floor, null = shown(column(edited, "half_angle_floor")), shown(column(random, "half_angle"))
-        overlap = shown(column(edited, "overlap"))
         shifted = [name for name, share in zip(SHIFTED, beyond, strict=True) if share > 0.5]
-        norm = [shown(column(model, "norm_ratio"), 3) for model in (edited, random)]
         lines.append(
-            [where, prompts, position, *norm, overlap, angle, floor, null, ", ".join(shifted) or "none"]
+            [
+                where,
+                prompts,
+                position,
+                *(shown(column(model, "norm_ratio"), 3) for model in (edited, random)),
+                *(shown(column(edited, f"residual_share_{when}")) for when in ("before", "after")),
+                *(shown(column(model, "overlap")) for model in (edited, random)),
+                *(shown(column(edited, name)) for name in ("cka", "procrustes")),
+                *(shown(column(edited, f"half_angle{end}")) for end in ("", "_floor")),
+                shown(column(random, "half_angle")),
+                ", ".join(shifted) or "none",
+            ]
         )
-    head = [
-        "vector",
-        "prompts",
-        "position",
-        "norm ratio",
-        "random",
-        "overlap",
-        "angle of halves",
-        "floor",
-        "random",
-    ]
-    return markdown([*head, "beyond the floor"], lines)
+    return markdown(HEAD, lines)
 
 
-def ratios(found: dict[str, list[list[Row]]]) -> Figure:
+def ratios(found: dict[str, list[list[Row]]], null: Match) -> Figure:
     """Norm ratio at the end against depth, one panel a vector and prompt set."""
     sets = list(dict.fromkeys(row.prompts for row in next(iter(found.values()))[0]))
     figure, axes = sheet(len(VECTORS) - 1, len(sets), height=1.9)
@@ -138,7 +155,9 @@ def ratios(found: dict[str, list[list[Row]]]) -> Figure:
             axis.set_xticks(range(len(values[0])))
             axis.set_xlabel("layer" if i == len(sets) - 1 else "")
     figure.legend(
-        loc="outside lower center", ncols=4, title="solid: edited, dotted: random updates of the same size"
+        loc="outside lower center",
+        ncols=4,
+        title=f"solid: edited, dotted: a random change of the same {null}",
     )
     return figure
 

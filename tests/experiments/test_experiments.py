@@ -8,7 +8,7 @@ import pytest
 
 from experiments import e3_ability, small_models
 from experiments.arms import MITIGATIONS, SMALL, arm
-from experiments.common import Study, measured, name_of
+from experiments.common import NULLS, Study, measured, name_of, random_matrices
 from experiments.drawing import at_measurements, band, growth, rises, shown
 from jaxedit.data import load_facts
 from jaxedit.editors import METHODS
@@ -84,6 +84,24 @@ def test_what_is_kept_of_a_run_is_read_without_the_run(tmp_path: Path) -> None:
         measured(study, one, 1)
 
 
+@pytest.mark.parametrize("match", NULLS.values())
+def test_a_null_model_has_its_measure_in_common_with_the_edited_one(match: str) -> None:
+    rng = np.random.default_rng(0)
+    first = {"w": rng.normal(size=(6, 9)), "scale": rng.normal(size=6)}
+    now = {"w": first["w"] + np.outer(rng.normal(size=6), rng.normal(size=9)), "scale": first["scale"] * 2}
+    found = random_matrices(first, now, match, seed=0, step=3)
+    assert not np.allclose(found["w"], random_matrices(first, now, match, seed=0, step=4)["w"])
+    values = {
+        name: np.linalg.svd(np.asarray(matrices["w"] - first["w"]), compute_uv=False)
+        for name, matrices in (("true", now), ("null", found))
+    }
+    np.testing.assert_allclose(np.linalg.norm(values["null"]), np.linalg.norm(values["true"]), rtol=1e-5)
+    assert np.allclose(values["null"], values["true"], atol=1e-5) == (match == "spectrum")
+    np.testing.assert_allclose(
+        np.linalg.norm(found["scale"] - first["scale"]), np.linalg.norm(first["scale"]), rtol=1e-5
+    )
+
+
 @pytest.mark.slow
 def test_an_experiment_runs_from_its_model_to_its_figure(tmp_path: Path) -> None:
     """A toy: four scripts, a dozen facts; run again it repeats nothing and writes the same."""
@@ -108,7 +126,8 @@ def test_an_experiment_runs_from_its_model_to_its_figure(tmp_path: Path) -> None
     numbers = json.loads((options.out / "e3.json").read_text())
     found = numbers["arms"]["ft"]
     assert [table["facts"] for table in found] == [[0, 4, 8, 12]] * 2
-    assert found[0]["edited"]["recall"][0] == found[0]["random"]["recall"][0] == 1.0
+    assert [found[0][model]["recall"][0] for model in ("edited", "random", "turned")] == [1.0] * 3
+    assert found[0]["random"]["kl"][-1] != found[0]["turned"]["kl"][-1]
     assert found[0]["growth"] != found[1]["growth"]
     assert found[0]["edited"]["kl"][-1] > 0
     written = {file: file.read_bytes() for file in options.out.glob("e3.*")}
