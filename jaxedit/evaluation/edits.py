@@ -28,6 +28,7 @@ class Readings(NamedTuple):
 
     nll: Float[Array, "B N 2"]  # mean over target tokens of -log p, teacher forced
     exact: Bool[Array, "B N 2"]  # every target token is the arg-max under teacher forcing
+    tokens: Float[Array, "B N 2"]  # the share of them that are
 
 
 def read(
@@ -46,8 +47,9 @@ def read(
         reads = packing_of(mask, room.reads)
         answers = _answers(decoder, pack(h, reads), pack(probes.target[..., None], reads)[:, 0])
         nll, hit = (unpack(x[:, None], reads)[..., 0] for x in answers)
-    nll = jnp.where(mask, nll, 0.0).sum(axis=-1) / jnp.maximum(mask.sum(axis=-1), 1)
-    return Readings(nll, (hit | ~mask).all(axis=-1))
+    count = jnp.maximum(mask.sum(axis=-1), 1)
+    nll = jnp.where(mask, nll, 0.0).sum(axis=-1) / count
+    return Readings(nll, (hit | ~mask).all(axis=-1), (hit & mask).sum(axis=-1) / count)
 
 
 def _predicting(decoder: Decoder, probes: Probes, room: Size | None) -> Float[Array, "B N 2 T d_model"]:
@@ -104,11 +106,12 @@ def branch_mask(branch: Array) -> Bool[Array, "M L L"]:
 
 
 def score(readings: Readings, kind: Array) -> dict[str, Float[Array, "B"]]:
-    """Per fact: success, magnitude and accuracy on rewrite, paraphrase and neighbourhood rows; NaN without rows.
+    """Per fact: success, magnitude, accuracy, tokens on rewrite, paraphrase and neighbourhood rows; NaN without rows.
 
     `*_success` is 1[NLL(true) > NLL(new)], on the neighbourhood 1[NLL(true) < NLL(new)]; `*_magnitude` is
     exp(-NLL(new)) - exp(-NLL(true)), on the neighbourhood its negative; `*_accuracy` is the share of rows whose
-    wanted target (new; true on the neighbourhood) is the arg-max at all its tokens.
+    wanted target (new; true on the neighbourhood) is the arg-max at all its tokens, `*_tokens` the share of its
+    tokens that are, as zsRE is scored (De Cao et al. 2021, arXiv 2104.08164; Mitchell et al. 2022).
     """
     new, true = readings.nll[..., 0], readings.nll[..., 1]
     gain = jnp.exp(-new) - jnp.exp(-true)
@@ -120,7 +123,8 @@ def score(readings: Readings, kind: Array) -> dict[str, Float[Array, "B"]]:
         values = {
             "success": (true < new) if keep else (true > new),
             "magnitude": -gain if keep else gain,
-            "accuracy": readings.exact[..., 1] if keep else readings.exact[..., 0],
+            "accuracy": readings.exact[..., int(keep)],
+            "tokens": readings.tokens[..., int(keep)],
         }
         for what, value in values.items():
             mean = jnp.where(rows, value, 0).sum(axis=-1) / jnp.maximum(count, 1)
@@ -159,12 +163,17 @@ def score_all(
 
 
 def summarise(scores: dict[str, Float[np.ndarray, "B"]]) -> dict[str, float]:
-    """Means over facts as ES, PS, NS, S; EM, PM, NM; EA, PA, NA (accuracies). NaN where nothing was scored."""
+    """Means over facts as ES, PS, NS, S; EM, PM, NM; EA, PA, NA (accuracies); ET, PT, NT (of tokens).
+
+    NaN where nothing was scored. Runs of earlier versions have no ET, PT, NT.
+    """
     letters = {"rewrite": "E", "paraphrase": "P", "neighborhood": "N"}
-    ends = {"success": "S", "magnitude": "M", "accuracy": "A"}
+    ends = {"success": "S", "magnitude": "M", "accuracy": "A", "tokens": "T"}
     result = {}
     for what, end in ends.items():
         for name, letter in letters.items():
+            if f"{name}_{what}" not in scores:
+                continue
             values = np.asarray(scores[f"{name}_{what}"], np.float64)
             values = values[~np.isnan(values)]
             result[letter + end] = float(values.mean()) if len(values) else float("nan")

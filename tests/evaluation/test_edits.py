@@ -52,20 +52,21 @@ def questions(fact: Fact) -> list[tuple[str, str, str]]:
     ]
 
 
-def reading(case: Case, prompt: str, target: str) -> tuple[float, bool]:
-    """Mean NLL of the target's tokens after the prompt, and whether each is the arg-max."""
+def reading(case: Case, prompt: str, target: str) -> tuple[float, float]:
+    """Mean NLL of the target's tokens after the prompt, and the share of them that are the arg-max."""
     ids = case.checkpoint.tokenizer(prompt)["input_ids"]
     answer = case.checkpoint.tokenizer(" " + target, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         log_p = case.oracle(torch.tensor([ids + answer])).logits[0].log_softmax(-1)
     of_tokens = [log_p[len(ids) + i - 1] for i in range(len(answer))]
     nll = np.mean([-row[token].item() for row, token in zip(of_tokens, answer, strict=True)])
-    return float(nll), all(int(row.argmax()) == token for row, token in zip(of_tokens, answer, strict=True))
+    hits = [int(row.argmax()) == token for row, token in zip(of_tokens, answer, strict=True)]
+    return float(nll), float(np.mean(hits))
 
 
 def plain_scores(case: Case, fact: Fact) -> dict[str, float]:
     found: dict[str, list[float]] = {
-        f"{k}_{w}": [] for k in KINDS for w in ("success", "magnitude", "accuracy")
+        f"{k}_{w}": [] for k in KINDS for w in ("success", "magnitude", "accuracy", "tokens")
     }
     knows = 0.0
     for kind, prompt, true_answer in questions(fact):
@@ -77,9 +78,10 @@ def plain_scores(case: Case, fact: Fact) -> dict[str, float]:
         found[f"{kind}_success"].append(float(true < new if keep else new < true))
         gain = np.exp(-new) - np.exp(-true)
         found[f"{kind}_magnitude"].append(-gain if keep else gain)
-        found[f"{kind}_accuracy"].append(float(true_hit if keep else new_hit))
+        found[f"{kind}_accuracy"].append(float((true_hit if keep else new_hit) == 1.0))
+        found[f"{kind}_tokens"].append(true_hit if keep else new_hit)
         if kind == "rewrite":
-            knows = float(true_hit)
+            knows = float(true_hit == 1.0)
     return {name: float(np.mean(values)) if values else np.nan for name, values in found.items()} | {
         "knows": knows
     }
@@ -112,7 +114,8 @@ def assert_read_as_apart(case: Case) -> None:
             for side, target in enumerate((fact.target_new, true)):
                 nll, hit = reading(case, prompt, target)
                 assert float(readings.nll[i, j, side]) == pytest.approx(nll, rel=1e-5)
-                assert bool(readings.exact[i, j, side]) == hit
+                assert bool(readings.exact[i, j, side]) == (hit == 1.0)
+                assert float(readings.tokens[i, j, side]) == pytest.approx(hit, rel=1e-6)
 
 
 def test_scores_are_those_of_a_plain_recomputation(case: Case) -> None:
@@ -163,7 +166,7 @@ KIND = jnp.array([[REWRITE, PARAPHRASE, NEIGHBORHOOD, NEIGHBORHOOD, -1], [REWRIT
 
 def made(new: Any, true: Any) -> Readings:
     nll = jnp.stack([jnp.asarray(new, jnp.float32), jnp.asarray(true, jnp.float32)], axis=-1)
-    return Readings(nll, jnp.zeros(nll.shape, bool))
+    return Readings(nll, jnp.zeros(nll.shape, bool), jnp.full(nll.shape, 0.5))
 
 
 def test_a_tie_is_a_failure_everywhere() -> None:
@@ -197,7 +200,10 @@ def test_summary_is_means_over_facts_and_their_harmonic_mean() -> None:
     scores["paraphrase_success"] = np.array([0.5, np.nan])
     scores["neighborhood_success"] = np.array([0.0, 0.5])
     scores["rewrite_accuracy"] = np.array([1.0, 0.0])
-    found = summarise(scores)
+    earlier = summarise(scores)
+    found = summarise(scores | {f"{kind}_tokens": np.array([0.25, 0.5]) for kind in KINDS})
+    assert {name: x for name, x in found.items() if name not in ("ET", "PT", "NT")} == earlier
+    assert (found["ET"], found["PT"], found["NT"]) == (0.375,) * 3
     assert (found["ES"], found["PS"], found["NS"], found["EA"]) == (1.0, 0.5, 0.25, 0.5)
     assert found["S"] == pytest.approx(3 / (1 / 1.0 + 1 / 0.5 + 1 / 0.25))
     assert summarise(scores | {"neighborhood_success": np.zeros(2)})["S"] == 0.0

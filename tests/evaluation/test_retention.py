@@ -10,7 +10,7 @@ from jaxedit.evaluation.edits import KINDS
 from jaxedit.evaluation.retention import by_age
 
 RNG = np.random.default_rng(0)
-NAMES = [f"{kind}_{what}" for kind in KINDS for what in ("success", "magnitude", "accuracy")]
+NAMES = [f"{kind}_{what}" for kind in KINDS for what in ("success", "magnitude", "accuracy", "tokens")]
 AGE = np.repeat(np.arange(7)[::-1], 2)  # batches of two facts, the last update's facts last
 NOW, THEN = ({name: RNG.integers(0, 2, 14).astype(float) for name in NAMES} for _ in range(2))
 

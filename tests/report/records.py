@@ -19,6 +19,7 @@ def record(
         for kind, share in KINDS.items()
         for what in ("success", "magnitude", "accuracy")
     }
+    scores |= {f"{kind}_tokens": scores[f"{kind}_accuracy"] for kind in KINDS}
     means = {"ES": 0.9, "PS": 0.8, "NS": 0.7, "S": 0.79}
     return RunRecord(
         name=name,

@@ -23,7 +23,7 @@ RUNS = {
     "without paraphrases": [
         record()._replace(
             scores=record().scores
-            | {f"paraphrase_{w}": np.full(30, np.nan) for w in ("success", "magnitude", "accuracy")}
+            | {f"paraphrase_{w}": np.full(30, np.nan) for w in ("success", "magnitude", "accuracy", "tokens")}
         )
     ],
     "exploded": [record()._replace(norm={"layers.1.mlp.down.kernel": np.r_[np.logspace(1, 6, 29), np.nan]})],
