@@ -145,7 +145,7 @@ def timed(options: Comparison, name: str, size: int, out: Path) -> float:
         out=str(out),
         model=options.model,
         editor=name,
-        count=options.count,
+        count=updates(options, size) if reads else options.count,
         network=str(network(options, name)) if METHODS[name].needs_net else None,
         text=TextStream(str(new_text(options, size)), ROW_TOKENS) if reads else TextStream(),
         batch_size=size,
@@ -175,6 +175,11 @@ def timed(options: Comparison, name: str, size: int, out: Path) -> float:
     return median([c["seconds"] for c in chunks if not c["first"]] or [c["seconds"] for c in chunks]) / size
 
 
+def updates(options: Comparison, size: int) -> int:
+    """How many there are; of text, which is counted by them, as many as of facts."""
+    return -(-options.count // size)
+
+
 def new_text(options: Comparison, size: int) -> Path:
     """The new facts as sentences, prompt and paraphrases, as often as batches of text need them."""
     file = options.out / f"facts-{size}.txt"
@@ -183,7 +188,7 @@ def new_text(options: Comparison, size: int) -> Path:
         config = RunConfig(model=options.model, count=options.count, seed=options.seed)
         facts = choose_facts(config, load(options.model), quiet)
         once = "\n".join(sentence(fact) for fact in facts) + "\n"
-        words = options.count * size * ROW_TOKENS
+        words = updates(options, size) * size * ROW_TOKENS
         file.write_text(once * -(-words // len(once.split())))
     return file
 
