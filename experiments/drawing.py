@@ -140,7 +140,7 @@ def curves(tables: Tables, null: bool = True) -> Figure:
     if null:
         for (name, match), marker in zip(NULLS.items(), NULL_MARKERS, strict=True):
             panels[3].plot([], [], color=FAINT, lw=0.7, marker=marker, label=f"{name}: same {match}")
-        panels[3].legend(loc="upper right")
+        panels[3].legend(loc="lower left")
     return figure
 
 
