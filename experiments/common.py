@@ -223,9 +223,8 @@ def random_matrices(first: Mapping[str, Any], now: Matrices, match: Match, seed:
     key = jax.random.fold_in(jax.random.key(seed), step)
     changed = {}
     for i, path in enumerate(sorted(now)):
-        alike: Match = (
-            match if now[path].ndim == 2 else "norm"
-        )  # the one singular value of a vector is its norm
+        # The one singular value of a scale or bias is its norm.
+        alike: Match = match if now[path].ndim == 2 else "norm"
         change = random_update(jax.random.fold_in(key, i), now[path] - first[path], alike)
         changed[path] = added(first[path], change)
     return changed
