@@ -34,8 +34,8 @@ def keep_compiled() -> None:
 def give_back_memory() -> None:
     """Gives the system back what is free in this process whenever a program was compiled.
 
-    The C library keeps what the compiler frees: 6 GB for continual pre-training of a model of 0.5 GB. Only glibc can be
-    asked; with others nothing happens.
+    The C library keeps what the compiler frees: 6 GB for continual pre-training of a model of 0.5 GB. Only glibc can
+    be asked; with others nothing happens.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is None:
