@@ -179,11 +179,16 @@ def _measure(study: Study, path: Path, seed: int) -> Json:
     asker = Asker(study, prepared.checkpoint)
     first = Params(found.at(0), prepared.params.frozen)
     rows: dict[str, list[Json]] = {name: [] for name in ("edited", *NULLS)}
+
+    def row(matrices: Matrices) -> Json:
+        return asker.ask(first, matrices) | {"norm": norms(matrices, record.matrices)}
+
     for step, now in walk_used(prepared, found, steps):
-        for name, table in rows.items():
-            null = step > 0 and name in NULLS
-            matrices = random_matrices(first.edited, now, NULLS[name], seed, step) if null else now
-            table.append(asker.ask(first, matrices) | {"norm": norms(matrices, record.matrices)})
+        edited = row(now)
+        rows["edited"].append(edited)
+        for name, match in NULLS.items():
+            null = row(random_matrices(first.edited, now, match, seed, step)) if step else edited
+            rows[name].append(null)
     facts = [min(step * size, study.count) for step in steps]
     edits, norm = [0, *map(int, record.edits)], {p: digits(record.trajectory(p)[1]) for p in record.matrices}
     if prepared.editor.finalize is not as_they_are:  # the model as it is used is known where it was measured
@@ -223,9 +228,7 @@ def random_matrices(first: Mapping[str, Any], now: Matrices, match: Match, seed:
     key = jax.random.fold_in(jax.random.key(seed), step)
     changed = {}
     for i, path in enumerate(sorted(now)):
-        # The one singular value of a scale or bias is its norm.
-        alike: Match = match if now[path].ndim == 2 else "norm"
-        change = random_update(jax.random.fold_in(key, i), now[path] - first[path], alike)
+        change = random_update(jax.random.fold_in(key, i), now[path] - first[path], match)
         changed[path] = added(first[path], change)
     return changed
 

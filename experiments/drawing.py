@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 WIDE = 10.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C564B", "#000000")
 DASHES = ("-", "--", ":", "-.")
-NULL_MARKERS = ("x", "+")
+NULL_MARKERS = {"random": "x", "turned": "+"}
 HEAD = (
     "arm",
     "ES",
@@ -124,6 +124,7 @@ def curves(tables: Tables, null: bool = True) -> Figure:
     """Norm, recall of facts not edited and perplexity against edits, and recall against norm."""
     figure, axes = sheet(2, 2)
     panels = axes.ravel()
+    nulls = NULLS if null else {}
     for i, (label, found) in enumerate(tables.items()):
         colour, style = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
         facts, asked = found[0]["facts"], found[0]["edited"]
@@ -131,15 +132,15 @@ def curves(tables: Tables, null: bool = True) -> Figure:
         if "recall" in asked:
             line(panels[1], facts, _ability(found, "edited", "recall", 100), "", colour, style)
             against(panels[3], found, "edited", color=colour, ls=style, marker=".")
-            for name, marker in zip(NULLS if null else (), NULL_MARKERS, strict=False):
-                against(panels[3], found, name, color=FAINT, lw=0.7, marker=marker)
+            for name in nulls:
+                against(panels[3], found, name, color=FAINT, lw=0.7, marker=NULL_MARKERS[name])
         if "perplexity" in asked:
             line(panels[2], facts, _ability(found, "edited", "perplexity"), "", colour, style)
     _label(panels)
     figure.legend(loc="outside lower center", ncols=4)
-    if null:
-        for (name, match), marker in zip(NULLS.items(), NULL_MARKERS, strict=True):
-            panels[3].plot([], [], color=FAINT, lw=0.7, marker=marker, label=f"{name}: same {match}")
+    for name, match in nulls.items():
+        panels[3].plot([], [], color=FAINT, lw=0.7, marker=NULL_MARKERS[name], label=f"{name}: same {match}")
+    if nulls:
         panels[3].legend(loc="lower left")
     return figure
 

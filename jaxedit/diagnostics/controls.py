@@ -62,11 +62,13 @@ def random_update(key: Array, delta: Delta, match: Match = "norm") -> Delta:
     """The null model: a random update of the same shape (and rank, for factors) that stands for no fact.
 
     "norm" draws Gaussian entries, or factors, and scales them to the same Frobenius norm. "spectrum" keeps
-    all singular values and draws the singular vectors uniformly (Haar). float32; a zero update stays zero.
+    all singular values and draws the singular vectors uniformly (Haar); the one of a scale or bias is its norm.
+    float32; a zero update stays zero.
     """
     if match not in ("norm", "spectrum"):
         raise ConfigError(f"match is {match!r}; it must be 'norm' or 'spectrum'")
-    drawn = _same_norm(key, delta) if match == "norm" else _same_spectrum(key, delta)
+    matrix = isinstance(delta, LowRank) or delta.ndim == 2
+    drawn = _same_spectrum(key, delta) if match == "spectrum" and matrix else _same_norm(key, delta)
     return jax.tree.map(lambda x: x.astype(jnp.float32), drawn)
 
 

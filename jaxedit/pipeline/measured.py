@@ -128,7 +128,7 @@ class Measured:
             if isinstance(change, LowRank) and change.left.shape[1] > min(first.shape):
                 change = now[path] - first
             key = jax.random.fold_in(jax.random.fold_in(self.key, step), i)
-            result[path] = added(first, random_update(key, change, match if first.ndim == 2 else "norm"))
+            result[path] = added(first, random_update(key, change, match))
         return result
 
 

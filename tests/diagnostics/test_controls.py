@@ -48,6 +48,15 @@ def test_random_updates_match_the_true_one_and_stand_for_nothing(kind: str, matc
 
 
 @pytest.mark.parametrize("match", ["norm", "spectrum"])
+def test_of_a_bias_the_norm_is_matched_either_way(match: str) -> None:
+    delta = jnp.array([3.0, 0.0, -4.0, 0.0])
+    drawn = random_update(KEY, delta, match)
+    assert drawn.shape == delta.shape
+    assert not np.allclose(drawn, delta)
+    assert float(jnp.linalg.norm(drawn)) == pytest.approx(5.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("match", ["norm", "spectrum"])
 def test_a_log_of_random_updates_has_the_steps_of_the_true_one(match: str) -> None:
     true = updates()
     drawn = random_updates(KEY, true, match)
