@@ -55,6 +55,9 @@ PATH_MEASURES: dict[str, str] = {
     "path_first_alignment": "cosine of W_0 and Delta_t",
     "path_persistence": "cosine of W_{t-1} - W_0 and Delta_t",
     "path_cross": "2 <W_{t-1}, Delta_t>, which with the squared step makes the growth of ||W||^2",
+    "path_step_in_inputs_subspace": "share of ||Delta_t||^2 that reads W_0's top k input directions; by chance k / d",
+    "path_step_in_outputs_subspace": "share of ||Delta_t||^2 that writes W_0's top k output directions",
+    "path_step_in_both_subspace": "share of ||Delta_t||^2 that does both",
     "path_alignment_share": "sum cross / (|sum cross| + sum step^2): 0 for a random walk",
 }
 

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jaxedit.pipeline.history import trajectory
-from jaxedit.pipeline.measured import Measured, Row, path_of_run, path_rows
+from jaxedit.pipeline.measured import Measured, Row
 from jaxedit.pipeline.prepare import Report, quiet
 from jaxedit.pipeline.used import walk_used
 from jaxedit.pipeline.watch_config import MeasureConfig, check_measures
+from jaxedit.pipeline.ways import path_of_run, path_rows
 
 
 def measures_at(
@@ -27,7 +28,7 @@ def measures_at(
     first = found.at(0)
     measured = Measured(config, prepared, first)
     if config.path and found.folder.low_rank:
-        yield from path_rows(path_of_run(found, chosen[-1] if chosen else 0, report))
+        yield from path_rows(path_of_run(found, measured.tops, chosen[-1] if chosen else 0, report))
     if config.unedited:
         yield from measured.unedited()
     for done, (step, now) in enumerate(walk_used(prepared, found, chosen)):

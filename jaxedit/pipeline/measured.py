@@ -1,4 +1,4 @@
-"""Measures of a run's model at one step: its matrices, the way to them, and vectors inside the model."""
+"""Measures of a run's model at one step: its matrices, and vectors inside the model."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -6,19 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from jaxedit.diagnostics.activations import Activations
 from jaxedit.diagnostics.controls import random_update
-from jaxedit.diagnostics.path import Path as Way
-from jaxedit.diagnostics.path import Walked, alignment_share, begin, walk
+from jaxedit.diagnostics.leading import Leading
 from jaxedit.diagnostics.shifts import activation_measures
 from jaxedit.diagnostics.stacked import over_matrices
 from jaxedit.diagnostics.weights import Reference, reference, weight_measures
-from jaxedit.errors import ConfigError, RunError
+from jaxedit.errors import ConfigError
 from jaxedit.linalg import added
-from jaxedit.pipeline.prepare import Prepared, Report, quiet
+from jaxedit.pipeline.prepare import Prepared
 from jaxedit.pipeline.prompt_sets import Collector, PromptSet, of_sets, prompt_sets
 from jaxedit.pipeline.watch_config import MeasureConfig
 from jaxedit.trajectory.replay import Matrices, Trajectory
@@ -45,7 +43,9 @@ class Measured:
     def __init__(self, config: MeasureConfig, prepared: Prepared, first: Matrices):
         self.config, self.frozen, self.first = config, prepared.params.frozen, first
         self.key, self._finalize = jax.random.key(config.seed), prepared.editor.finalize
-        self._weights = self._weight_function(_two_dimensional(first))
+        matrices = _two_dimensional(first)
+        self._references = self._reference(matrices) if config.weights or config.path else {}
+        self._weights = self._weight_function(self._references)
         self._sets: dict[str, PromptSet] = {}
         if config.activations:
             self._sets = prompt_sets(prepared.facts, prepared.checkpoint, config.prompts, config.text)
@@ -62,13 +62,24 @@ class Measured:
                 )
             )
 
-    def _weight_function(self, first: Matrices) -> Callable[[Matrices], dict[str, dict[str, Array]]]:
-        groups, k, key = self.config.weights, self.config.k, self.key
-        if not groups:
-            return lambda now: {}
-        references: dict[str, Reference] = jax.jit(
+    @property
+    def tops(self) -> dict[str, Leading]:
+        """Leading singular triplets of every matrix before the first update."""
+        return {path: one.top for path, one in self._references.items()}
+
+    def _reference(self, first: Matrices) -> dict[str, Reference]:
+        k, key = self.config.k, self.key
+        found: dict[str, Reference] = jax.jit(
             lambda first: over_matrices(lambda w: reference(w, k, key), first, together=1)
         )(first)
+        return found
+
+    def _weight_function(
+        self, references: dict[str, Reference]
+    ) -> Callable[[Matrices], dict[str, dict[str, Array]]]:
+        groups, key = self.config.weights, self.key
+        if not groups:
+            return lambda now: {}
         measure = jax.jit(
             lambda now, first: over_matrices(
                 lambda w, r: weight_measures(w, r, groups, key), now, first, together=1
@@ -112,7 +123,7 @@ class Measured:
             if _projection(path) in kinds and matrix.ndim == 2
         }
         if others:
-            found = jax.device_get(self._weight_function(others)(others))
+            found = jax.device_get(self._weight_function(self._reference(others))(others))
             yield from _matrix_rows(0, "unedited", found)
 
     def random(self, found: Trajectory, step: int, now: Matrices) -> Matrices:
@@ -157,41 +168,3 @@ def _vector_rows(
                 where = vector if vector == "final" else f"layers.{layer}.{vector}"
                 for position, value in zip(positions, by_position, strict=True):
                     yield Row(step, model, where, which, position, what, float(value))
-
-
-def path_rows(ways: Mapping[str, Way]) -> Iterator[Row]:
-    """Every entry of every path."""
-    for where, way in ways.items():
-        columns = way._asdict() | {"alignment_share": alignment_share(way)}
-        for what, values in columns.items():
-            for i, value in enumerate(np.asarray(values)):
-                yield Row(i + 1, "edited", where, "", "", f"path_{what}", float(value))
-
-
-def path_of_run(found: Trajectory, last: int | None = None, report: Report = quiet) -> dict[str, Way]:
-    """The way of every matrix through the updates of a run, from the recorded factors alone.
-
-    A run rounds its matrices to float32 after every update, so that its norms differ from these by about 1e-7
-    of themselves. Updates that were refused are steps of nothing. Raises RunError where updates are dense.
-    """
-    if not found.folder.low_rank:
-        raise RunError(f"{found.folder.path} keeps no factors: its updates are dense, and so is their path")
-    last = found.steps if last is None else last
-    first = found.at(0)
-    walked: dict[str, Walked] = over_matrices(begin, first)
-    step = jax.jit(lambda first, walked, factors: over_matrices(walk, first, walked, factors))
-    parts: dict[str, list[Way]] = {path: [] for path in first}
-    for chunk in found.folder.journal.chunks:
-        if chunk.first >= last:
-            break
-        counts = ~np.isin(np.arange(chunk.first, chunk.after), chunk.refused)
-        factors = {
-            path: LowRank(delta.left * counts[:, None, None].astype(np.float32), delta.right)
-            for path, delta in found.folder.factors(chunk, found.like).items()
-        }
-        results = step(first, walked, factors)
-        for path, (after, way) in results.items():
-            walked[path] = after
-            parts[path].append(jax.tree.map(lambda x: np.asarray(x)[: last - chunk.first], way))  # noqa: B023
-        report("following the updates", min(chunk.after, last), last)
-    return {path: jax.tree.map(lambda *x: np.concatenate(x), *ways) for path, ways in parts.items() if ways}

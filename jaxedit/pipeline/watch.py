@@ -12,10 +12,11 @@ from jaxedit.pipeline.asked import Asked
 from jaxedit.pipeline.config import RunConfig
 from jaxedit.pipeline.driver import rerun_of, when_needed
 from jaxedit.pipeline.found import ability_of, measures_of, plain, require_new, write_ability, write_measures
-from jaxedit.pipeline.measured import Measured, Row, path_of_run, path_rows
+from jaxedit.pipeline.measured import Measured, Row
 from jaxedit.pipeline.plan import Plan
 from jaxedit.pipeline.prepare import Prepared, Report
 from jaxedit.pipeline.used import walk_used
+from jaxedit.pipeline.ways import path_of_run, path_rows
 from jaxedit.trajectory.files import replace
 from jaxedit.trajectory.replay import Matrices, Trajectory
 from jaxedit.trajectory.store import RunFolder
@@ -72,7 +73,7 @@ class Watcher:
         if self._watch.measure:
             config, rows = self._watch.measures, list[Row]()
             if config.path and found.folder.low_rank:
-                rows += path_rows(path_of_run(found, self.steps[-1], self._report))
+                rows += path_rows(path_of_run(found, self._measured.tops, self.steps[-1], self._report))
             if config.unedited:
                 rows += self._measured.unedited()
             rows += [row for content in contents for row in content["measures"]]

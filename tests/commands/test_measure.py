@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import scipy.linalg
@@ -13,14 +14,17 @@ from transformers import AutoModelForCausalLM
 from jaxedit import pipeline
 from jaxedit.cli import main
 from jaxedit.data import Fact, dump_jsonl
+from jaxedit.diagnostics.leading import Leading, leading
 from jaxedit.diagnostics.meanings import ACTIVATION_MEASURES, PATH_MEASURES, WEIGHT_MEASURES
 from jaxedit.errors import ConfigError, RunError
 from jaxedit.pipeline.growth_record import growth_record
 from jaxedit.pipeline.measure import measures_at
-from jaxedit.pipeline.measured import Row, path_of_run, path_rows
+from jaxedit.pipeline.measured import Row
 from jaxedit.pipeline.spread import spread
 from jaxedit.pipeline.watch_config import MeasureConfig
+from jaxedit.pipeline.ways import path_of_run, path_rows
 from jaxedit.trajectory.guard import Guard
+from jaxedit.trajectory.replay import Trajectory
 from jaxedit.trajectory.store import RunFolder
 from tests.reference.tiny import save_tiny, tiny_gpt2, tiny_tokenizer
 from tests.reference.vectors import vectors
@@ -118,6 +122,13 @@ def test_the_way_is_that_of_the_recorded_matrices(home: Path, rows: list[Row]) -
             (matrices[step - 1] * change).sum() / np.linalg.norm(matrices[step - 1]) / np.linalg.norm(change)
         )
         assert value(rows, step, "path_alignment") == pytest.approx(cosine, abs=1e-5)
+        left, _, right = np.linalg.svd(matrices[0])
+        read, wrote = left[:, :2].T @ change, change @ right[:2].T
+        for side, part in (("inputs", read), ("outputs", wrote), ("both", left[:, :2].T @ wrote)):
+            share = np.linalg.norm(part) ** 2 / np.linalg.norm(change) ** 2
+            assert value(rows, step, f"path_step_in_{side}_subspace") == pytest.approx(
+                share, rel=1e-3, abs=1e-6
+            )
 
 
 def test_vectors_are_those_of_the_exported_model(home: Path, rows: list[Row]) -> None:
@@ -196,7 +207,7 @@ def test_dense_updates_are_measured_too_but_have_no_factors(home: Path) -> None:
     assert others == {"layers.0.mlp.down.kernel", "layers.2.mlp.down.kernel"}
     assert value(found, 0, "growth", "layers.0.mlp.down.kernel", "unedited") == pytest.approx(1)
     with pytest.raises(RunError, match="dense"):
-        path_of_run(pipeline.trajectory(home / "ft")[0])
+        path_of_run(pipeline.trajectory(home / "ft")[0], {})
 
 
 def test_subspaces_of_more_directions_than_prompts_are_refused(home: Path) -> None:
@@ -205,21 +216,27 @@ def test_subspaces_of_more_directions_than_prompts_are_refused(home: Path) -> No
         list(measures_at(home / "memit", (0,), config))
 
 
+def tops(found: Trajectory) -> dict[str, Leading]:
+    """The two leading triplets of every matrix before the first update."""
+    return {path: leading(matrix, 2, jax.random.key(0)) for path, matrix in found.at(0).items()}
+
+
 def test_a_path_leaves_out_what_was_refused_and_stops_where_it_is_told(tmp_path: Path) -> None:
     made: Made = make(tmp_path / "run", 7, drawn(bad=(4,)), Guard("skip"))
-    path = next(iter(SHAPES))
-    way = path_of_run(made.trajectory())[path]
+    path, found = next(iter(SHAPES)), made.trajectory()
+    way = path_of_run(found, tops(found))[path]
     norms = [np.linalg.norm(np.asarray(live[path], np.float64)) for live in made.live]
-    np.testing.assert_allclose(way.norm, norms[1:], rtol=1e-6)
-    assert way.step[4] == 0
-    assert len(path_of_run(made.trajectory(), 5)[path].norm) == 5
+    np.testing.assert_allclose(way["norm"], norms[1:], rtol=1e-6)
+    assert way["step"][4] == way["step_in_both_subspace"][4] == 0
+    assert len(path_of_run(found, tops(found), 5)[path]["norm"]) == 5
 
 
 @pytest.mark.slow
 def test_growth_laws_of_a_run(tmp_path: Path) -> None:
     """Random updates of equal size: both norms grow like a root."""
     run = write_run(tmp_path / "run", updates=60, chunk=20, shapes={PATH: (60, 40)}, rank=40)
-    record = growth_record(path_rows(path_of_run(run.steps())), repeats=20)[PATH]
+    steps = run.steps()
+    record = growth_record(path_rows(path_of_run(steps, tops(steps))), repeats=20)[PATH]
     laws = record["path_distance"]["laws"]
     assert laws["sqrt"]["weight"] + laws["power"]["weight"] > 0.99
     bounds = laws["sqrt"]["params"]["b"]
@@ -227,7 +244,7 @@ def test_growth_laws_of_a_run(tmp_path: Path) -> None:
     assert bounds["low"] < bounds["value"] < bounds["high"]
     assert bounds["value"] == pytest.approx(expected, rel=0.3)
     assert json.dumps(record)
-    assert growth_record(path_rows(path_of_run(run.steps(), 5))) == {}
+    assert growth_record(path_rows(path_of_run(steps, tops(steps), 5))) == {}
 
 
 def test_steps_are_spread_from_the_first_to_the_last() -> None:

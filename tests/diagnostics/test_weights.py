@@ -12,7 +12,7 @@ import scipy.stats
 from jaxtyping import Array
 
 from jaxedit.diagnostics.leading import leading
-from jaxedit.diagnostics.lowrank import alignment, captured, inner, update_norm
+from jaxedit.diagnostics.lowrank import Captured, alignment, captured, inner, update_norm
 from jaxedit.diagnostics.meanings import PATH_MEASURES, WEIGHT_MEASURES
 from jaxedit.diagnostics.norms import drift, size
 from jaxedit.diagnostics.path import Path
@@ -258,7 +258,8 @@ def test_the_table_agrees_with_itself_on_degenerate_matrices() -> None:
 
 def test_every_measure_has_a_meaning() -> None:
     assert set(table(random_matrix(), random_matrix(1))) == set(WEIGHT_MEASURES)
-    assert {f"path_{name}" for name in (*Path._fields, "alignment_share")} == set(PATH_MEASURES)
+    within = (f"step_in_{side}_subspace" for side in Captured._fields)
+    assert {f"path_{name}" for name in (*Path._fields, *within, "alignment_share")} == set(PATH_MEASURES)
 
 
 def test_unknown_groups_are_named() -> None:
