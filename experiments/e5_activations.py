@@ -24,7 +24,7 @@ from jaxedit.pipeline.measured import Row
 from jaxedit.pipeline.watch_config import MeasureConfig
 
 VECTORS = ("key", "mlp", "attention", "residual", "final")
-SHIFTED = ("angle", "mean_shift", "frechet")
+SHIFTED = ("norm", "angle", "mean_shift", "frechet")
 HEAD = (
     "vector",
     "prompts",

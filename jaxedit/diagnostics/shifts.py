@@ -11,7 +11,7 @@ from jaxedit.diagnostics.activations import Activations, residual_shares, shift
 from jaxedit.diagnostics.controls import beyond_floor, split_half
 from jaxedit.diagnostics.maps import plane_map
 from jaxedit.diagnostics.numbers import in_float64
-from jaxedit.diagnostics.similarity import frechet, linear_cka, mean_shift, procrustes
+from jaxedit.diagnostics.similarity import frechet, linear_cka, mean_shift, norm_difference, procrustes
 from jaxedit.diagnostics.stacked import batched
 from jaxedit.diagnostics.subspaces import anisotropy, effective_rank, subspace_shift
 from jaxedit.errors import ConfigError, unknown_name
@@ -141,6 +141,7 @@ def _floor(before: Vectors, after: Vectors, k: int, key: Array) -> Named:
         return {
             "angle": found.apart.angles[-1],
             "chordal": found.apart.chordal,
+            "norm": norm_difference(x, y),
             "mean_shift": mean_shift(x, y),
             "frechet": frechet(x, y),
         }

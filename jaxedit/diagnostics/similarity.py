@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxedit.diagnostics.numbers import in_float64, ratio, root
+from jaxedit.diagnostics.numbers import in_float64, norms, ratio, root
 from jaxedit.diagnostics.subspaces import centred
 
 
@@ -55,6 +55,13 @@ def procrustes(before: Float[Array, "N d"], after: Float[Array, "N d"]) -> Procr
 def mean_shift(before: Float[Array, "N d"], after: Float[Array, "M d"]) -> Float[Array, ""]:
     """Distance of the means."""
     return root(jnp.sum(jnp.square(jnp.mean(after, axis=0) - jnp.mean(before, axis=0))))
+
+
+@in_float64
+def norm_difference(before: Float[Array, "N d"], after: Float[Array, "M d"]) -> Float[Array, ""]:
+    """Difference of the mean norms over their mean, in [0, 2], whichever is larger."""
+    one, other = (jnp.mean(norms(vectors)) for vectors in (before, after))
+    return ratio(2 * jnp.abs(other - one), one + other)
 
 
 @in_float64

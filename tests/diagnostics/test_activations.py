@@ -189,6 +189,15 @@ def test_nothing_changed_is_nothing_claimed() -> None:
             assert not same[name].any(), name
 
 
+def test_longer_vectors_are_beyond_the_floor_of_norms_and_turn_nowhere() -> None:
+    x = random_matrix()
+    found = table(x, 1.5 * x)
+    assert found["half_norm_beyond"] == 1
+    assert found["half_angle_beyond"] == 0
+    assert found["half_norm"] > 3 * found["half_norm_floor"]
+    assert found["half_norm"] == pytest.approx(0.4, abs=2 * float(found["half_norm_floor"]))
+
+
 def test_the_table_of_degenerate_vectors_has_no_nan() -> None:
     for name, x in MATRICES.items():
         if name != "wide":

@@ -8,7 +8,14 @@ import scipy.spatial.distance as distances
 from jaxtyping import Array
 
 from jaxedit.diagnostics.maps import BINS, PlaneMap, density_overlap, hausdorff, plane_map
-from jaxedit.diagnostics.similarity import frechet, linear_cka, mean_shift, nuclear_of_product, procrustes
+from jaxedit.diagnostics.similarity import (
+    frechet,
+    linear_cka,
+    mean_shift,
+    norm_difference,
+    nuclear_of_product,
+    procrustes,
+)
 from tests.diagnostics.matrices import MATRICES, orthonormal, random_matrix
 
 KEY = jax.random.key(2)
@@ -152,3 +159,13 @@ def test_a_map_of_anything_is_a_map(name: str) -> None:
     assert not any(np.isnan(leaf).any() for leaf in found)
     np.testing.assert_allclose(found.overlap, 1, rtol=1e-9)
     assert found.inside >= 0.9
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_norm_difference_is_that_of_numpy_either_way(name: str) -> None:
+    x, y = MATRICES[name].astype(np.float64), MATRICES["random"][:20].astype(np.float64)
+    one, other = (np.linalg.norm(vectors, axis=1).mean() for vectors in (x, y))
+    expected = 2 * abs(one - other) / (one + other)
+    assert float(norm_difference(x, y)) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert float(norm_difference(y, x)) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert float(norm_difference(0 * x, 0 * x)) == 0
