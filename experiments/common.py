@@ -12,31 +12,26 @@ import matplotlib as mpl
 import numpy as np
 from rich.console import Console
 
+from experiments.asking import Asker, Json
 from jaxedit.compiling import set_up_compiling
 from jaxedit.data import dump_jsonl, load_facts
-from jaxedit.data.corpus import read_text, token_blocks
-from jaxedit.data.probes import encode_probes
-from jaxedit.data.tokens import leading_ids
 from jaxedit.diagnostics.controls import Match, random_update
 from jaxedit.editors import METHODS, Settings
-from jaxedit.evaluation.drift import drift
-from jaxedit.evaluation.edits import score_all
-from jaxedit.evaluation.perplexity import perplexity
 from jaxedit.linalg import added, frobenius
-from jaxedit.models.sources import Checkpoint, load
+from jaxedit.models.sources import load
 from jaxedit.moments import MomentSource
 from jaxedit.pipeline import Limits, RunConfig, TextStream, known_facts, resume, run, trajectory
 from jaxedit.pipeline.used import walk_used
+from jaxedit.pipeline.watch_config import AbilityConfig
 from jaxedit.report.figures import STYLE
 from jaxedit.report.record import read_run
 from jaxedit.trajectory.replay import Matrices
-from jaxedit.types import Params, as_they_are
+from jaxedit.types import as_they_are
 
 BLOCK = 64  # tokens of a block of held-out text
 NULLS: dict[str, Match] = {"random": "norm", "turned": "spectrum"}
 """Null models: the first matrices, each with a random change that has this in common with the true one."""
 console = Console(stderr=True)
-Json = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +68,11 @@ class Study:
     """Facts that are never edited; by default controls.jsonl beside the model's folder."""
     text: str | None = None
     """Held-out text; by default held-out.txt beside the model's folder."""
+    tasks: tuple[Path, ...] = ()
+    """Few-shot tasks, as `jaxedit ability` takes them."""
+    generations: int = 32
+    """Texts to write for their entropy, of `generated` tokens each."""
+    generated: int = 64
     corpus: str | None = None
     """Text for second moments; by default corpus.txt beside the model's folder, else the model's own."""
     count: int = 1000
@@ -126,7 +126,7 @@ def name_of(study: Study, arm: Arm, seed: int) -> str:
 
 def identity(study: Study, arm: Arm) -> str:
     """A name for all that a run and what is asked of it depend on, beside the seed."""
-    given = ("model", "facts", "controls", "text", "corpus", "count")
+    given = ("model", "facts", "controls", "text", "tasks", "generations", "generated", "corpus", "count")
     content = dataclasses.asdict(arm) | {name: getattr(study, name) for name in given}
     return f"{arm.label.replace(' + ', '-').replace(':', '=').replace(' ', '')}-{digest(content)}"
 
@@ -174,21 +174,25 @@ def kept(study: Study, arm: Arm, seed: int, name: str, measure: Callable[[Path],
 def _measure(study: Study, path: Path, seed: int) -> Json:
     record = read_run(path)
     found, config, prepared = trajectory(path)
+    first = found.at(0)
     size = config.batch_size or study.count
     steps = sorted({0, *range(study.every // size or 1, found.steps, study.every // size or 1), found.steps})
-    asker = Asker(study, prepared.checkpoint)
-    first = Params(found.at(0), prepared.params.frozen)
+    asker = Asker(
+        questions(study, seed), study.beside(study.controls, "controls.jsonl"), prepared, found.folder, first
+    )
     rows: dict[str, list[Json]] = {name: [] for name in ("edited", *NULLS)}
 
-    def row(matrices: Matrices) -> Json:
-        return asker.ask(first, matrices) | {"norm": norms(matrices, record.matrices)}
+    def row(step: int, matrices: Matrices) -> Json:
+        return asker.ask(step, matrices) | {"norm": norms(matrices, record.matrices)}
 
     for step, now in walk_used(prepared, found, steps):
-        edited = row(now)
+        edited = row(step, now)
         rows["edited"].append(edited)
         for name, match in NULLS.items():
-            null = row(random_matrices(first.edited, now, match, seed, step)) if step else edited
+            null = row(step, random_matrices(first, now, match, seed, step)) if step else edited
             rows[name].append(null)
+        if step == found.steps:
+            retention = asker.retention(step, now)
     facts = [min(step * size, study.count) for step in steps]
     edits, norm = [0, *map(int, record.edits)], {p: digits(record.trajectory(p)[1]) for p in record.matrices}
     if prepared.editor.finalize is not as_they_are:  # the model as it is used is known where it was measured
@@ -202,9 +206,26 @@ def _measure(study: Study, path: Path, seed: int) -> Json:
         "right_after": record.right_after(),
         "final": record.final,
         "unedited": record.unedited,
+        "retention": retention,
         "refused": record.refused,
         **{name: columns(table) for name, table in rows.items()},
     }
+
+
+def questions(study: Study, seed: int) -> AbilityConfig:
+    """What a run's models are asked at every measurement."""
+    text = study.beside(study.text, "held-out.txt")
+    return AbilityConfig(
+        tasks=study.tasks,
+        text=None if text is None else Path(text),
+        text_tokens=64 * BLOCK,
+        block=BLOCK,
+        retention=False,
+        generations=study.generations,
+        generated=study.generated,
+        seed=seed,
+        batch=32,
+    )
 
 
 def norms(matrices: Matrices, paths: Iterable[str]) -> dict[str, float]:
@@ -231,34 +252,6 @@ def random_matrices(first: Mapping[str, Any], now: Matrices, match: Match, seed:
         change = random_update(jax.random.fold_in(key, i), now[path] - first[path], match)
         changed[path] = added(first[path], change)
     return changed
-
-
-class Asker:
-    """Ability of a model: facts that no run edits, perplexity on held-out text, drift from the unedited model."""
-
-    def __init__(self, study: Study, checkpoint: Checkpoint):
-        self.model, tokenizer = checkpoint.model, checkpoint.tokenizer
-        limit = self.model.config.max_positions
-        controls = study.beside(study.controls, "controls.jsonl")
-        self.probes = None
-        if controls is not None:
-            facts = known_facts(load_facts(controls), 10**6, checkpoint)
-            self.probes = encode_probes([fact.bare() for fact in facts], tokenizer, max_length=limit)
-        text = study.beside(study.text, "held-out.txt")
-        self.blocks = None
-        if text is not None:
-            self.blocks = token_blocks(read_text(text), tokenizer, BLOCK, 64 * BLOCK, leading_ids(tokenizer))
-
-    def ask(self, first: Params, now: Matrices) -> Json:
-        """By name: `recall` is the share of control facts whose true object is still the likeliest answer."""
-        after, found = Params(now, first.frozen), {}
-        if self.probes is not None:
-            scores = score_all(self.model, after, self.probes, batch=64)
-            found["recall"] = float(scores["knows"].mean())
-        if self.blocks is not None:
-            moved = drift(self.model, first, after, self.blocks, 32)
-            found |= {"perplexity": perplexity(self.model, after, self.blocks, 32), "kl": moved.kl}
-        return found
 
 
 def every_seed(study: Study, arms: Sequence[Arm]) -> list[list[Json]]:

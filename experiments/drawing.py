@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from experiments.common import NULLS, Arm, Json, Study, console
 from jaxedit.report.figures import FAINT, save
 
 CONFIDENCE = 0.95
+ABSENT = "–"  # in tables
 WIDE = 10.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C564B", "#000000")
 DASHES = ("-", "--", ":", "-.")
@@ -27,13 +29,18 @@ HEAD = (
     "PS",
     "NS",
     "ES, end",
+    "kept of the youngest",
+    "kept of the oldest",
     "growth",
     "updates that raise it",
     "recall",
     *NULLS,
     "perplexity",
     "KL",
+    "entropy",
+    "F1",
 )
+SHOWN = ("facts", "edited", *NULLS, "right_after", "final", "retention", "refused")
 Tables = Mapping[str, Sequence[Json]]
 """By arm, `common.measured` of every seed."""
 
@@ -60,7 +67,7 @@ def shown(values: Sequence[float], digits: int = 2) -> str:
     """Mean and half the interval of one number; a dash where there is none."""
     found = band(values)
     if np.isnan(found.mean):
-        return "–"
+        return ABSENT
     mean, half = (
         f"{x:.{digits}f}" if abs(x) < 1e5 else f"{x:.1e}" for x in (found.mean, found.high - found.mean)
     )
@@ -93,6 +100,11 @@ def at_end(table: Json, model: str, name: str) -> float:
     return float(table[model].get(name, [np.nan])[-1])
 
 
+def kept(table: Json, age: int) -> float:
+    """Of the edits of a group of ages that took right after, the share that still do at the end; NaN without any."""
+    return float(table["retention"][age]["kept"]) if table["retention"] else float("nan")
+
+
 def summary_row(label: str, tables: Sequence[Json]) -> list[str]:
     """One line of the common table; scores in percent."""
 
@@ -106,18 +118,27 @@ def summary_row(label: str, tables: Sequence[Json]) -> list[str]:
         f"`{label}`",
         *(shown(scores("right_after", name), 1) for name in ("ES", "PS", "NS")),
         shown(scores("final", "ES"), 1),
+        *(shown([100 * kept(table, age) for table in tables], 1) for age in (0, -1)),
         shown([growth(table)[-1] for table in tables], 3),
         shown([100 * rises(table) for table in tables], 1),
         shown(last("edited", "recall", 100), 1),
         *(shown(last(null, "recall", 100), 1) for null in NULLS),
         shown(last("edited", "perplexity")),
         shown(last("edited", "kl"), 3),
+        shown(last("edited", "entropy"), 0),
+        shown(last("edited", "f1", 100), 1),
     ]
 
 
 def summary_table(tables: Tables) -> list[str]:
-    """All arms; the last columns from recall on are of the model at the end of the sequence."""
-    return markdown(HEAD, [summary_row(label, found) for label, found in tables.items()])
+    """All arms; columns from recall on are of the model at the end. What was asked of no arm has no column.
+
+    Edits are kept that took right after and still do: of the youngest quarter, of the oldest.
+    """
+    rows = [summary_row(label, found) for label, found in tables.items()]
+    measured = [any(row[i] != ABSENT for row in rows) for i in range(len(HEAD))]
+    head, *lines = (list(compress(row, measured)) for row in (HEAD, *rows))
+    return markdown(head, lines)
 
 
 def curves(tables: Tables, null: bool = True) -> Figure:
@@ -209,7 +230,10 @@ def brief(tables: Tables) -> Json:
     """What a figure shows, as numbers."""
     return {
         label: [
-            {name: table[name] for name in ("facts", "edited", *NULLS, "right_after", "final", "refused")}
+            {
+                name: table[name]
+                for name in ("facts", "edited", *NULLS, "right_after", "final", "retention", "refused")
+            }
             | {"growth": at_measurements(table).tolist(), "rises": rises(table)}
             for table in found
         ]

@@ -8,6 +8,7 @@ of random updates of the same size.
 
 import csv
 import dataclasses
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -105,12 +106,15 @@ def last(rows: list[Row], model: str) -> dict[tuple[str, str, str, str], float]:
     return {(row.where, row.prompts, row.position, row.measure): row.value for row in chosen}
 
 
-def table_of(seeds: list[list[Row]]) -> list[str]:
-    """By vector, layer, prompt set and position, at the end: norms, shares, subspaces, with floor and null model."""
+def table_of(seeds: list[list[Row]], among: Container[str] | None = None) -> list[str]:
+    """By vector, layer, prompt set and position, at the end: norms, shares, subspaces, with floor and null model.
+
+    `among` names the vectors to show, as "layers.3.mlp"; all of them otherwise.
+    """
     edited, random = [last(rows, "edited") for rows in seeds], [last(rows, "random") for rows in seeds]
     lines = []
     for where, prompts, position, measure in edited[0]:
-        if measure != "norm_ratio":
+        if measure != "norm_ratio" or (among is not None and where not in among):
             continue
 
         def column(found: list[dict], name: str, place=(where, prompts, position)) -> list[float]:

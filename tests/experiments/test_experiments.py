@@ -127,6 +127,12 @@ def test_an_experiment_runs_from_its_model_to_its_figure(tmp_path: Path) -> None
     found = numbers["arms"]["ft"]
     assert [table["facts"] for table in found] == [[0, 4, 8, 12]] * 2
     assert [found[0][model]["recall"][0] for model in ("edited", "random", "turned")] == [1.0] * 3
+    assert len(found[0]["retention"]) == 4
+    assert sum(group["facts"] for group in found[0]["retention"]) == 12
+    ages = [group["youngest"] for group in found[0]["retention"]]
+    assert ages == sorted(ages)
+    assert np.ptp([found[0][model]["entropy"][0] for model in ("edited", "random")]) == 0
+    assert min(found[0]["edited"]["entropy"]) > 0
     assert found[0]["random"]["kl"][-1] != found[0]["turned"]["kl"][-1]
     assert found[0]["growth"] != found[1]["growth"]
     assert found[0]["edited"]["kl"][-1] > 0
