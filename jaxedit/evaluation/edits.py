@@ -29,6 +29,7 @@ class Readings(NamedTuple):
     nll: Float[Array, "B N 2"]  # mean over target tokens of -log p, teacher forced
     exact: Bool[Array, "B N 2"]  # every target token is the arg-max under teacher forcing
     tokens: Float[Array, "B N 2"]  # the share of them that are
+    said: Int[Array, "B N 2 T"]  # the arg-max in place of each of them
 
 
 def read(
@@ -42,14 +43,15 @@ def read(
     mask = probes.target_mask
     h = _predicting(decoder, probes, room)
     if room is None:
-        nll, hit = _answers(decoder, h, probes.target)
+        nll, said = _answers(decoder, h, probes.target)
     else:
         reads = packing_of(mask, room.reads)
         answers = _answers(decoder, pack(h, reads), pack(probes.target[..., None], reads)[:, 0])
-        nll, hit = (unpack(x[:, None], reads)[..., 0] for x in answers)
+        nll, said = (unpack(x[:, None], reads)[..., 0] for x in answers)
+    hit = said == probes.target
     count = jnp.maximum(mask.sum(axis=-1), 1)
     nll = jnp.where(mask, nll, 0.0).sum(axis=-1) / count
-    return Readings(nll, (hit | ~mask).all(axis=-1), (hit & mask).sum(axis=-1) / count)
+    return Readings(nll, (hit | ~mask).all(axis=-1), (hit & mask).sum(axis=-1) / count, said)
 
 
 def _predicting(decoder: Decoder, probes: Probes, room: Size | None) -> Float[Array, "B N 2 T d_model"]:
@@ -70,11 +72,11 @@ def _predicting(decoder: Decoder, probes: Probes, room: Size | None) -> Float[Ar
 
 def _answers(
     decoder: Decoder, h: Float[Array, "*N d_model"], target: Int[Array, "*N"]
-) -> tuple[Float[Array, "*N"], Bool[Array, "*N"]]:
-    """-log p of every target token, and whether it is the arg-max."""
+) -> tuple[Float[Array, "*N"], Int[Array, "*N"]]:
+    """-log p of every target token, and the arg-max in its place."""
     log_p = jax.nn.log_softmax(decoder.logits(h))
     nll = -jnp.take_along_axis(log_p, target[..., None], axis=-1)[..., 0]
-    return nll, log_p.argmax(axis=-1) == target
+    return nll, log_p.argmax(axis=-1)
 
 
 def room_of(probes: Probes, batches: Sequence[slice]) -> Size:
@@ -132,43 +134,83 @@ def score(readings: Readings, kind: Array) -> dict[str, Float[Array, "B"]]:
     return result
 
 
+def agreement(
+    before: Int[np.ndarray, "B N T"], after: Int[np.ndarray, "B N T"], probes: Probes
+) -> Float[np.ndarray, "B"]:
+    """Per fact: the share of the true answers' tokens in the neighbourhood where two models' arg-max is the same.
+
+    `before` and `after` as `answer_all` gives them. Specificity as zsRE and KnowEdit have it, whatever the model's
+    answer was (Mitchell et al. 2022, arXiv 2110.11309, drawdown; Yao et al. 2023, arXiv 2305.13172, locality). Mean
+    within a row, then over rows; NaN without rows.
+    """
+    mask, rows = np.asarray(probes.target_mask)[:, :, 1], np.asarray(probes.kind) == NEIGHBORHOOD
+    share = ((before == after) & mask).sum(axis=-1) / np.maximum(mask.sum(axis=-1), 1)
+    count = rows.sum(axis=-1)
+    mean = np.where(rows, share, 0).sum(axis=-1) / np.maximum(count, 1)
+    return np.where(count > 0, mean, np.nan)
+
+
+class Answers(NamedTuple):
+    """What B facts' probe rows come to."""
+
+    scores: dict[str, Float[Array, "B"]]  # as `probe_scores` has them
+    said: Int[Array, "B N T"]  # the arg-max in place of each token of the true answer
+
+
+def answers(
+    model: Model, params: Params | dict[str, Array], probes: Probes, room: Size | None = None
+) -> Answers:
+    """One forward pass; `room` as in `read`."""
+    readings = read(model, params, probes, room)
+    rewrite = probes.kind == REWRITE
+    knows = (readings.exact[..., 1] & rewrite).any(axis=-1)
+    return Answers(
+        score(readings, probes.kind) | {"knows": knows.astype(jnp.float32)}, readings.said[:, :, 1]
+    )
+
+
 def probe_scores(
     model: Model, params: Params | dict[str, Array], probes: Probes, room: Size | None = None
 ) -> dict[str, Array]:
     """`score` of `read`, and whether the model gives the true object on the bare prompt ("knows")."""
-    readings = read(model, params, probes, room)
-    rewrite = probes.kind == REWRITE
-    knows = (readings.exact[..., 1] & rewrite).any(axis=-1)
-    return score(readings, probes.kind) | {"knows": knows.astype(jnp.float32)}
+    return answers(model, params, probes, room).scores
 
 
-scores_together = jax.jit(probe_scores, static_argnames="room")
-"""`probe_scores`, compiled once for all parameters and batches of one shape and room."""
+answers_together = jax.jit(answers, static_argnames="room")
+"""`answers`, compiled once for all parameters and batches of one shape and room."""
 
 
 def score_all(
     model: Model, params: Params | dict[str, Array], probes: Probes, batch: int = 16
 ) -> dict[str, Float[np.ndarray, "B"]]:
     """`probe_scores` of any number of facts, in batches of one shape."""
+    return answer_all(model, params, probes, batch)[0]
+
+
+def answer_all(
+    model: Model, params: Params | dict[str, Array], probes: Probes, batch: int = 16
+) -> tuple[dict[str, Float[np.ndarray, "B"]], Int[np.ndarray, "B N T"]]:
+    """`Answers` of any number of facts, in batches of one shape, on the host."""
     count = len(probes.kind)
     # The last batch is filled up with the last fact.
     filled = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], -count % batch, axis=0)]), probes)
     batches = [slice(start, start + batch) for start in range(0, count, batch)]
     room = room_of(filled, batches)
     parts = [
-        to_host(scores_together(model, params, jax.tree.map(lambda x: x[rows], filled), room))  # noqa: B023
+        to_host(answers_together(model, params, jax.tree.map(lambda x: x[rows], filled), room))  # noqa: B023
         for rows in batches
     ]
-    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+    scores, said = jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
+    return scores, said
 
 
 def summarise(scores: dict[str, Float[np.ndarray, "B"]]) -> dict[str, float]:
-    """Means over facts as ES, PS, NS, S; EM, PM, NM; EA, PA, NA (accuracies); ET, PT, NT (of tokens).
+    """Means over facts as ES, PS, NS, S; EM, PM, NM; EA, PA, NA (accuracies); ET, PT, NT (of tokens); NG (agreement).
 
-    NaN where nothing was scored. Runs of earlier versions have no ET, PT, NT.
+    NaN where nothing was scored, no name where nothing was asked.
     """
     letters = {"rewrite": "E", "paraphrase": "P", "neighborhood": "N"}
-    ends = {"success": "S", "magnitude": "M", "accuracy": "A", "tokens": "T"}
+    ends = {"success": "S", "magnitude": "M", "accuracy": "A", "tokens": "T", "agreement": "G"}
     result = {}
     for what, end in ends.items():
         for name, letter in letters.items():

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxedit.data.facts import Fact
 from jaxedit.data.probes import encode_probes
-from jaxedit.evaluation.edits import score_all, summarise
+from jaxedit.evaluation.edits import agreement, answer_all, summarise
 from jaxedit.models.model import join
 from jaxedit.pipeline.prepare import Prepared, Report
 from jaxedit.trajectory.guard import reasons
@@ -57,6 +57,7 @@ def plain(values: dict[str, np.ndarray], facts: int) -> dict[str, Any]:
 def summary(prepared: Prepared, final: Params, report: Report) -> dict[str, Any]:
     """Scores of all edits on the final model and on the one before, and norms of matrices before and after.
 
+    On the final model also how far both say the same in the neighbourhood (`agreement`).
     There are no scores where there are no facts.
     """
     checkpoint = prepared.checkpoint
@@ -65,10 +66,12 @@ def summary(prepared: Prepared, final: Params, report: Report) -> dict[str, Any]
     if prepared.facts:
         probes = encode_probes(prepared.facts, checkpoint.tokenizer, max_length=limit)
         report("scoring all edits", 0, 2)
-        result["unedited"] = summarise(score_all(checkpoint.model, checkpoint.params, probes))
+        before, said_before = answer_all(checkpoint.model, checkpoint.params, probes)
         report("scoring all edits", 1, 2)
-        result["final"] = summarise(score_all(checkpoint.model, join(final), probes))
+        after, said_after = answer_all(checkpoint.model, join(final), probes)
         report("scoring all edits", 2, 2)
+        same = {"neighborhood_agreement": agreement(said_before, said_after, probes)}
+        result["unedited"], result["final"] = summarise(before), summarise(after | same)
     norms = matrix_norms(checkpoint.params, final.edited)
     result["unedited_norm"] = {path: float(norm) for path, norm in norms.items()}
     result["final_norm"] = {path: float(jnp.linalg.norm(w)) for path, w in final.edited.items()}

@@ -21,7 +21,7 @@ from jaxedit.editors.hypernet import HyperConfig, Hypernet
 from jaxedit.editors.presets import preset_for
 from jaxedit.editors.transforms import build_transforms, chain, read_transform
 from jaxedit.errors import ConfigError, FactError
-from jaxedit.evaluation.edits import scores_together
+from jaxedit.evaluation.edits import answers_together
 from jaxedit.evaluation.generation import sample
 from jaxedit.memory import Cut
 from jaxedit.models.columns import columns_of
@@ -108,7 +108,7 @@ def known_facts(
             max_length=model.config.max_positions,
             shape=shape,
         )
-        knows = to_host(scores_together(model, checkpoint.params, probes)["knows"])[: len(rows)]
+        knows = to_host(answers_together(model, checkpoint.params, probes).scores["knows"])[: len(rows)]
         known += [fact for fact, yes in zip(facts[start : start + batch], knows, strict=True) if yes]
         report("finding facts the model knows", min(len(known), count), count)
         if len(known) >= count:

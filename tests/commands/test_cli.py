@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from jaxedit import pipeline
 from jaxedit.cli import main, parse
-from jaxedit.data import Fact, dump_jsonl, load_facts
+from jaxedit.data import Fact, dump_jsonl, encode_probes, load_facts
 from jaxedit.data.shapes import RequestShape
 from jaxedit.errors import ConfigError, RunError
-from jaxedit.evaluation.edits import branch_mask
+from jaxedit.evaluation.edits import agreement, answer_all, branch_mask
 from jaxedit.models.sources import load
 from jaxedit.pipeline.plan import WORTH, equal_parts, two_shapes
 from tests.reference.tiny import save_tiny, tiny_llama, tiny_tokenizer
@@ -246,6 +246,20 @@ def test_export_is_the_edited_model_for_transformers(home: Path) -> None:
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(out)(torch.tensor(tokens)).logits.numpy()
     np.testing.assert_allclose(decoder.logits(hidden), expected, atol=1e-5)
+
+
+def test_agreement_in_the_summary_is_that_of_both_models(home: Path) -> None:
+    out = home / "exported-to-compare"
+    main(["export", str(home / "run"), str(out)])
+    facts, said = load_facts(str(home / "run" / "facts.jsonl")), []
+    probes = encode_probes(facts, load(str(out)).tokenizer, max_length=64)
+    for path in (home / "model", out):
+        one = load(str(path))
+        said.append(answer_all(one.model, one.params, probes)[1])
+    expected = np.nanmean(agreement(*said, probes))
+    summary = json.loads((home / "run" / "summary.json").read_text())
+    assert summary["final"]["NG"] == pytest.approx(expected, abs=1e-9)
+    assert "NG" not in summary["unedited"]
 
 
 def test_report_compares_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from jaxedit.data import Fact, encode_probes
-from jaxedit.evaluation.edits import Readings, probe_scores, read, room_of, score, score_all, summarise
+from jaxedit.evaluation.edits import (
+    Readings,
+    agreement,
+    answer_all,
+    probe_scores,
+    read,
+    room_of,
+    score,
+    score_all,
+    summarise,
+)
 from jaxedit.types import NEIGHBORHOOD, PARAPHRASE, REWRITE, Probes
 from tests.cases import Case
 
@@ -125,6 +135,30 @@ def test_scores_are_those_of_a_plain_recomputation(case: Case) -> None:
             assert float(found[name][i]) == pytest.approx(expected, rel=1e-4, abs=1e-9, nan_ok=True), name
 
 
+def test_agreement_is_of_the_likeliest_tokens_in_place_of_the_true_answers(case: Case) -> None:
+    probes = probes_of(case)
+    _, said = answer_all(case.model, case.checkpoint.params, probes, batch=2)
+    tokenizer, rows = case.checkpoint.tokenizer, []
+    for i, fact in enumerate(FACTS):
+        for j, (kind, prompt, true) in enumerate(questions(fact)):
+            ids = tokenizer(prompt)["input_ids"]
+            answer = tokenizer(" " + true, add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                logits = case.oracle(torch.tensor([ids + answer])).logits[0]
+            likeliest = logits[len(ids) - 1 : -1].argmax(-1).numpy()
+            np.testing.assert_array_equal(said[i, j, : len(answer)], likeliest)
+            rows += [(i, j, len(answer))] if kind == "neighborhood" else []
+    assert {i for i, _, _ in rows} == {0}, "the others have no neighbourhood"
+    other = said.copy()
+    (_, one, length), (_, two, _) = rows[:2]
+    other[0, one, 0] += 1
+    other[0, two, -1] += 1 - probes.target_mask[0, two, 1, -1]  # behind the answer, if there is room
+    other[0, 0] += 1  # no neighbourhood
+    found = agreement(said, other, probes)
+    assert found[0] == pytest.approx((len(rows) - 1 + (length - 1) / length) / len(rows))
+    assert np.isnan(found[1:]).all()
+
+
 def test_packed_rows_read_as_padded_ones(case: Case) -> None:
     probes = probes_of(case)
     step = jax.jit(read, static_argnums=0, static_argnames="room")
@@ -166,7 +200,9 @@ KIND = jnp.array([[REWRITE, PARAPHRASE, NEIGHBORHOOD, NEIGHBORHOOD, -1], [REWRIT
 
 def made(new: Any, true: Any) -> Readings:
     nll = jnp.stack([jnp.asarray(new, jnp.float32), jnp.asarray(true, jnp.float32)], axis=-1)
-    return Readings(nll, jnp.zeros(nll.shape, bool), jnp.full(nll.shape, 0.5))
+    return Readings(
+        nll, jnp.zeros(nll.shape, bool), jnp.full(nll.shape, 0.5), jnp.zeros((*nll.shape, 1), int)
+    )
 
 
 def test_a_tie_is_a_failure_everywhere() -> None:
