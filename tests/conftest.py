@@ -1,6 +1,7 @@
 """Fixtures that several rooms share, and what tests compile."""
 
 import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ QUICK = "--xla_cpu_use_fusion_emitters=false"  # XLA's older way from fusions to
 
 def pytest_configure(config: pytest.Config) -> None:
     """Programs of tiny models are compiled once: workers and subprocesses read what one of them did."""
+    gc.set_threshold(100_000, 20, 20)  # as it stands it goes over all of torch and transformers again and again
     flags = os.environ.get("XLA_FLAGS", "")
     if config.option.markexpr != "slow" and QUICK not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {QUICK}"  # before the first program, for subprocesses and workers too
