@@ -1,10 +1,14 @@
 """Linear algebra on arrays alone: symmetric inverses kept up to date, and products of low-rank factors."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxedit.types import LowRank
+from jaxedit.types import Delta, LowRank
+
+D = TypeVar("D", bound=Delta)
 
 
 def double(x: Array) -> Array:
@@ -131,6 +135,20 @@ def added(matrix: Float[Array, "in out"], delta: LowRank | Float[Array, "in out"
             0, left.shape[1], lambda i, total: total + left[:, i, None] * right[i], double(matrix)
         )
         return total.astype(jnp.float32)
+
+
+def settled(delta: D) -> D:
+    """The change as it is, its factors at one place in memory for all who read them; NaN all over if not finite.
+
+    A compiler may copy the operations that make factors into everything that reads them, and round each copy
+    otherwise: then what is logged is not what was added. It copies nothing over a branch that it cannot foresee.
+    """
+    if not isinstance(delta, LowRank):
+        return delta
+    wild = ~jnp.isfinite(jnp.sum(delta.left) + jnp.sum(delta.right))
+    return jax.lax.cond(
+        wild, lambda d: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), d), lambda d: d, delta
+    )
 
 
 def frobenius(x: Float[Array, "..."]) -> Float[Array, ""]:

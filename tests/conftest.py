@@ -13,11 +13,15 @@ import pytest
 from tests.cases import BUILDERS, FAMILIES, Case, make_case
 
 FOLDER = pytest.StashKey[str]()
+QUICK = "--xla_cpu_use_fusion_emitters=false"  # XLA's older way from fusions to LLVM, which compiles twice as fast
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Programs of tiny models are compiled once: workers and subprocesses read what one of them did."""
     gc.set_threshold(100_000, 20, 20)  # else it goes over torch and transformers again and again
+    flags = os.environ.get("XLA_FLAGS", "")
+    if config.option.markexpr != "slow" and QUICK not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {QUICK}"  # for workers and subprocesses too
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # a worker, or the caller has a folder
         return
     config.stash[FOLDER] = tempfile.mkdtemp(prefix="jaxedit-tests-")

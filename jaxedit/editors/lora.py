@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, UInt32
 
 from jaxedit.editors.objective import FactConfig, learn_facts
 from jaxedit.editors.optimiser import all_finite, optimiser
-from jaxedit.linalg import added
+from jaxedit.linalg import added, settled
 from jaxedit.models.decoder import Decoder
 from jaxedit.models.model import Model
 from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests
@@ -80,8 +80,7 @@ def lora(model: Model, config: LoRAConfig) -> Editor:
 
         moments = transform.init(start)
         end = learn_facts(model, bind, start, moments, transform, requests, first, config)
-        deltas = scaled(end.weights, scale)
-        merged = merge(params, deltas)
+        merged, deltas = merge(params, scaled(end.weights, scale))
         asked = requests.weight.sum() > 0
         info = EditInfo({**deltas}, end.metrics, all_finite({path: merged.edited[path] for path in paths}))
         return merged, EditKey(state.key, state.edits + asked), info
@@ -109,8 +108,7 @@ def lora_sequence(model: Model, config: LoRASequenceConfig) -> Editor:
             return model.bind(params, changes(state.adapters, adapters, scale))
 
         end = learn_facts(model, bind, *state, transform, requests, first, config)
-        deltas = changes(state.adapters, end.weights, scale)
-        merged = merge(params, deltas)
+        merged, deltas = merge(params, changes(state.adapters, end.weights, scale))
         info = EditInfo({**deltas}, end.metrics, all_finite({path: merged.edited[path] for path in paths}))
         return merged, Carried(end.weights, end.optimiser), info
 
@@ -147,7 +145,8 @@ def changes(before: Adapters, after: Adapters, scale: float) -> Adapters:
     }
 
 
-def merge(params: Params, deltas: Adapters) -> Params:
-    """The parameters with these changes added to their matrices."""
+def merge(params: Params, deltas: Adapters) -> tuple[Params, Adapters]:
+    """The parameters with these changes added to their matrices, and the changes as they were added."""
+    deltas = {path: settled(delta) for path, delta in deltas.items()}
     merged = {path: added(params.edited[path], delta) for path, delta in deltas.items()}
-    return Params(params.edited | merged, params.frozen)
+    return Params(params.edited | merged, params.frozen), deltas

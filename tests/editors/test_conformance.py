@@ -16,6 +16,8 @@ from tests.editors.rows import BATCHES, Row, make_row
 
 TOKENWISE = ("mend", "malmen", "ultraedit", "stableedit")
 ADAPTERS = ("lora", "lora-sequence")
+KINDS = ("r-rome", "alphaedit", "ft", "mend")
+"""One editor of each kind. Uncompiled, others take a minute each."""
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -96,6 +98,11 @@ def test_compiled_once_over_a_sequence(row: Row) -> None:
     assert len(row.traces) == 1
 
 
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in METHODS],
+    indirect=True,
+)
 def test_update_uncompiled_is_the_compiled_one_and_changes_only_its_matrices(row: Row) -> None:
     params, state, info = row.first()
     with jax.disable_jit():

@@ -154,5 +154,5 @@ def test_the_smallest_room_that_holds_a_batch_is_taken(gpt2: Case) -> None:
         sequence(gpt2, FineTuneConfig(layers=(LAYER,), steps=3, shares=shares))[0][1].delta[PATH]
         for shares in ((), (0.01,), (0.01, 1.0))
     ]
-    assert np.array_equal(deltas[0], deltas[1])
-    assert relative(deltas[2], deltas[0]) <= 1e-4
+    assert relative(deltas[1], deltas[0]) <= 1e-5
+    assert relative(deltas[2], deltas[0]) <= 1e-5

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool
 from jaxedit.editors.transforms.spectrum import update_norm
 from jaxedit.editors.transforms.transform import Transform, compose, leave
 from jaxedit.errors import ConfigError
-from jaxedit.linalg import added, dense, frobenius
+from jaxedit.linalg import added, dense, frobenius, settled
 from jaxedit.types import (
     Delta,
     EditInfo,
@@ -109,7 +109,7 @@ def finished(editor: Editor):
         for path, proposed in info.delta.items():
             start = params.edited[path]
             delta, carry = rewrite(Site(path, start, None), proposed, carry)
-            deltas[path] = delta
+            delta = deltas[path] = settled(delta)
             if isinstance(delta, LowRank):
                 edited[path] = added(start, delta)
             else:  # entries that were left alone stay as the editor wrote them, to the bit
