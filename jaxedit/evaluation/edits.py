@@ -6,7 +6,8 @@ over cases; the score S is the harmonic mean of ES, PS and NS.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +122,6 @@ def score(readings: Readings, kind: Array) -> dict[str, Float[Array, "B"]]:
     for name, index in KINDS.items():
         keep = name == "neighborhood"
         rows = kind == index
-        count = rows.sum(axis=-1)
         values = {
             "success": (true < new) if keep else (true > new),
             "magnitude": -gain if keep else gain,
@@ -129,9 +129,15 @@ def score(readings: Readings, kind: Array) -> dict[str, Float[Array, "B"]]:
             "tokens": readings.tokens[..., int(keep)],
         }
         for what, value in values.items():
-            mean = jnp.where(rows, value, 0).sum(axis=-1) / jnp.maximum(count, 1)
-            result[f"{name}_{what}"] = jnp.where(count > 0, mean, jnp.nan)
+            result[f"{name}_{what}"] = _mean_of_rows(value, rows, jnp)
     return result
+
+
+def _mean_of_rows(value: Any, rows: Any, xp: ModuleType) -> Any:
+    """Per fact the mean over its rows of a kind, NaN without any: [B N] to [B], in NumPy or JAX."""
+    count = rows.sum(axis=-1)
+    mean = xp.where(rows, value, 0).sum(axis=-1) / xp.maximum(count, 1)
+    return xp.where(count > 0, mean, xp.nan)
 
 
 def agreement(
@@ -145,26 +151,24 @@ def agreement(
     """
     mask, rows = np.asarray(probes.target_mask)[:, :, 1], np.asarray(probes.kind) == NEIGHBORHOOD
     share = ((before == after) & mask).sum(axis=-1) / np.maximum(mask.sum(axis=-1), 1)
-    count = rows.sum(axis=-1)
-    mean = np.where(rows, share, 0).sum(axis=-1) / np.maximum(count, 1)
-    return np.where(count > 0, mean, np.nan)
+    return _mean_of_rows(share, rows, np)
 
 
-class Answers(NamedTuple):
+class ProbeAnswers(NamedTuple):
     """What B facts' probe rows come to."""
 
     scores: dict[str, Float[Array, "B"]]  # as `probe_scores` has them
     said: Int[Array, "B N T"]  # the arg-max in place of each token of the true answer
 
 
-def answers(
+def probe_answers(
     model: Model, params: Params | dict[str, Array], probes: Probes, room: Size | None = None
-) -> Answers:
+) -> ProbeAnswers:
     """One forward pass; `room` as in `read`."""
     readings = read(model, params, probes, room)
     rewrite = probes.kind == REWRITE
     knows = (readings.exact[..., 1] & rewrite).any(axis=-1)
-    return Answers(
+    return ProbeAnswers(
         score(readings, probes.kind) | {"knows": knows.astype(jnp.float32)}, readings.said[:, :, 1]
     )
 
@@ -173,11 +177,11 @@ def probe_scores(
     model: Model, params: Params | dict[str, Array], probes: Probes, room: Size | None = None
 ) -> dict[str, Array]:
     """`score` of `read`, and whether the model gives the true object on the bare prompt ("knows")."""
-    return answers(model, params, probes, room).scores
+    return probe_answers(model, params, probes, room).scores
 
 
-answers_together = jax.jit(answers, static_argnames="room")
-"""`answers`, compiled once for all parameters and batches of one shape and room."""
+answers_together = jax.jit(probe_answers, static_argnames="room")
+"""`probe_answers`, compiled once for all parameters and batches of one shape and room."""
 
 
 def score_all(
@@ -190,7 +194,7 @@ def score_all(
 def answer_all(
     model: Model, params: Params | dict[str, Array], probes: Probes, batch: int = 16
 ) -> tuple[dict[str, Float[np.ndarray, "B"]], Int[np.ndarray, "B N T"]]:
-    """`Answers` of any number of facts, in batches of one shape, on the host."""
+    """`probe_answers` of any number of facts, in batches of one shape, on the host."""
     count = len(probes.kind)
     # The last batch is filled up with the last fact.
     filled = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], -count % batch, axis=0)]), probes)

@@ -22,6 +22,8 @@ from jaxedit.pipeline.watch_config import MeasureConfig
 from jaxedit.trajectory.replay import Matrices, Trajectory
 from jaxedit.types import LowRank, Params, as_they_are
 
+WeightFunction = Callable[[Matrices], dict[str, dict[str, Array]]]
+"""Measures of every matrix by name."""
 TOGETHER = 4  # layers and positions whose vectors are compared at once
 
 
@@ -43,9 +45,6 @@ class Measured:
     def __init__(self, config: MeasureConfig, prepared: Prepared, first: Matrices):
         self.config, self.frozen, self.first = config, prepared.params.frozen, first
         self.key, self._finalize = jax.random.key(config.seed), prepared.editor.finalize
-        matrices = _two_dimensional(first)
-        self._references = self._reference(matrices) if config.weights or config.path else {}
-        self._weights = self._weight_function(self._references)
         self._sets: dict[str, PromptSet] = {}
         if config.activations:
             self._sets = prompt_sets(prepared.facts, prepared.checkpoint, config.prompts, config.text)
@@ -62,6 +61,14 @@ class Measured:
                 )
             )
 
+    @functools.cached_property
+    def _references(self) -> dict[str, Reference]:
+        return self._reference(_two_dimensional(self.first))
+
+    @functools.cached_property
+    def _weights(self) -> WeightFunction:
+        return self._weight_function(self._references) if self.config.weights else lambda now: {}
+
     @property
     def tops(self) -> dict[str, Leading]:
         """Leading singular triplets of every matrix before the first update."""
@@ -74,12 +81,8 @@ class Measured:
         )(first)
         return found
 
-    def _weight_function(
-        self, references: dict[str, Reference]
-    ) -> Callable[[Matrices], dict[str, dict[str, Array]]]:
+    def _weight_function(self, references: dict[str, Reference]) -> WeightFunction:
         groups, key = self.config.weights, self.key
-        if not groups:
-            return lambda now: {}
         measure = jax.jit(
             lambda now, first: over_matrices(
                 lambda w, r: weight_measures(w, r, groups, key), now, first, together=1
@@ -122,7 +125,7 @@ class Measured:
             for path, matrix in self.frozen.items()
             if _projection(path) in kinds and matrix.ndim == 2
         }
-        if others:
+        if others and self.config.weights:
             found = jax.device_get(self._weight_function(self._reference(others))(others))
             yield from _matrix_rows(0, "unedited", found)
 
