@@ -79,7 +79,7 @@ class Study:
     """Facts a run edits."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each draws the facts, their order and the contexts anew."""
-    every: int = 100
+    every: int = 200
     """Facts between measurements."""
 
     def beside(self, given: str | None, name: str) -> str | None:
