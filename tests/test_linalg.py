@@ -15,12 +15,13 @@ from jaxedit.linalg import (
     null_projector,
     restricted_inverse,
     safe_norm,
+    settled,
     spd_inverse,
     spd_solve,
     woodbury,
 )
 from jaxedit.types import LowRank
-from tests.cases import relative
+from tests.cases import relative, same_bits
 
 
 def spd(rng: np.random.Generator, size: int, condition: float) -> np.ndarray:
@@ -170,6 +171,21 @@ def test_norm_of_factors_is_that_of_their_product_also_where_they_cancel() -> No
         assert float(change_norm(LowRank(*map(jnp.asarray, parts)))) == pytest.approx(exact, rel=1e-6)
     assert float(change_norm(jnp.asarray(left))) == pytest.approx(np.linalg.norm(left), rel=1e-6)
     assert np.isnan(change_norm(LowRank(jnp.full((7, 2), jnp.nan), jnp.asarray(right))))
+
+
+def test_settled_factors_are_the_same_bits_or_nan_all_over() -> None:
+    rng = np.random.default_rng(0)
+    left, right = (
+        rng.standard_normal((5, 2)).astype(np.float32),
+        rng.standard_normal((2, 3)).astype(np.float32),
+    )
+    delta = LowRank(jnp.asarray(left), jnp.asarray(right))
+    assert same_bits(jax.jit(settled)(delta), delta)
+    for bad in (np.nan, np.inf):
+        broken = jax.jit(settled)(delta._replace(left=delta.left.at[3, 1].set(bad)))
+        assert all(bool(jnp.isnan(part).all()) for part in broken)
+    whole = jnp.asarray(left).at[0, 0].set(jnp.nan)
+    assert settled(whole) is whole
 
 
 def test_frobenius_of_bfloat16_sums_in_float32() -> None:
