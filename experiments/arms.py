@@ -28,7 +28,7 @@ SMALL: dict[str, Settings] = {
     "ft": Settings(layers=FIRST),
     "ft-l": Settings(layers=FIRST, learning_rate=1e-3, bound=0.02),
     "lora": Settings(layers=FIRST, learning_rate=1e-3),
-    "lora-sequence": Settings(layers=FIRST, learning_rate=5e-4),
+    "lora-sequence": Settings(layers=FIRST, learning_rate=1e-3),
     "full-ft": Settings(learning_rate=1e-4),
     "pretrain": Settings(learning_rate=1e-4),
     "ultraedit": Settings(layers=(2, 3), learning_rate=3e-4),
