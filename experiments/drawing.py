@@ -162,7 +162,7 @@ def curves(tables: Tables, null: bool = True) -> Figure:
     for name, match in nulls.items():
         panels[3].plot([], [], color=FAINT, lw=0.7, marker=NULL_MARKERS[name], label=f"{name}: same {match}")
     if nulls:
-        panels[3].legend(loc="lower left")
+        panels[3].legend(loc="best")
     return figure
 
 

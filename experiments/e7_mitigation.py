@@ -18,6 +18,7 @@ from experiments.drawing import (
     COLOURS,
     Tables,
     at_end,
+    at_measurements,
     band,
     brief,
     curves,
@@ -82,12 +83,23 @@ def scatter(tables: Tables, below: Sequence[str]) -> Figure:
                 norm.mean, kept.mean, kept.high - kept.mean, norm.high - norm.mean, color=colour, lw=0.8
             )
             axis.plot(norm.mean, kept.mean, marker, color=colour, mfc=face, ms=6, label=label, clip_on=False)
+            if axis is axes[0][0]:
+                null = [
+                    [at_measurements(t, "random")[-1], 100 * at_end(t, "random", "recall")] for t in found
+                ]
+                axis.plot(*np.mean(null, axis=0), "x", color=colour, ms=5)
         axis.set_title(title)
         axis.set_xlabel("norm of the edited matrices, over the unedited")
         log_if_wide(axis, "x")
         axis.set_ylim(0, 103)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=4,
+        title="crosses: a random change of the same norm",
+    )
     return figure
 
 
