@@ -1,6 +1,7 @@
 """What the experiments share: their runs, made or gone on with, and what is measured of them."""
 
 import dataclasses
+import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ from jaxedit.pipeline.used import walk_used
 from jaxedit.pipeline.watch_config import AbilityConfig
 from jaxedit.report.figures import STYLE
 from jaxedit.report.record import read_run
+from jaxedit.trajectory.files import replace
 from jaxedit.trajectory.replay import Matrices
 from jaxedit.types import as_they_are
 
@@ -163,12 +165,12 @@ def measured(study: Study, arm: Arm, seed: int) -> Json:
 
 def kept(study: Study, arm: Arm, seed: int, name: str, measure: Callable[[Path], Any]) -> Any:
     """What was measured of a run, from the file of this name; where there is none, the run is made and measured."""
-    file = (study.results or study.out / "runs") / f"{name_of(study, arm, seed)}.{name}"
+    file = (study.results or study.out / "runs") / f"{name_of(study, arm, seed)}.{name}.gz"
     if not file.exists():
         content = measure(finished(study, arm, seed))
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content) + "\n")
-    return json.loads(file.read_text())
+        replace(file, gzip.compress(json.dumps(content).encode(), mtime=0))
+    return json.loads(gzip.decompress(file.read_bytes()))
 
 
 def _measure(study: Study, path: Path, seed: int) -> Json:

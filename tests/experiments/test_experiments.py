@@ -1,5 +1,6 @@
 """What the experiments share, and one of them from its models to its figure."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -76,9 +77,9 @@ def test_measures_of_runs_lie_apart_also_where_names_have_dots() -> None:
 def test_what_is_kept_of_a_run_is_read_without_the_run(tmp_path: Path) -> None:
     study = Study(out=tmp_path / "runs", results=tmp_path / "results", model=str(tmp_path / "absent"))
     one = arm(study, "memit", "rect:0.4")
-    file = tmp_path / "results" / f"{name_of(study, one, 2)}.{study.every}.json"
+    file = tmp_path / "results" / f"{name_of(study, one, 2)}.{study.every}.json.gz"
     file.parent.mkdir()
-    file.write_text(json.dumps(TABLE))
+    file.write_bytes(gzip.compress(json.dumps(TABLE).encode()))
     assert measured(study, one, 2) == TABLE
     with pytest.raises(ModelError, match="absent"):
         measured(study, one, 1)
