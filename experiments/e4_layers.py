@@ -45,10 +45,11 @@ def few_and_many(options: Layers) -> list[Arm]:
 
 
 def place(table: Json, end: int) -> float:
-    """Mean norm of the edited matrices over the mean of the others of their kind."""
+    """Mean norm of the edited matrices over the mean of the others of their kind; NaN where there are none."""
     kind = kind_of(next(iter(table["norm"])))
     others = [norm for path, norm in table["yardstick"].items() if kind_of(path) == kind]
-    return float(np.mean([norm[end] for norm in table["norm"].values()]) / np.mean(others))
+    edited = float(np.mean([norm[end] for norm in table["norm"].values()]))
+    return edited / float(np.mean(others)) if others else float("nan")
 
 
 if __name__ == "__main__":
