@@ -7,13 +7,12 @@ Continual pre-training reads the learned sentences again, in rows of 64 tokens.
 
 import dataclasses
 
-import numpy as np
 import tyro
 
 from experiments.arms import arm
 from experiments.common import Json, Study, begin, every_seed
-from experiments.drawing import brief, curves, markdown, shown, summary_table, write
-from jaxedit.report.record import kind_of
+from experiments.drawing import brief, curves, growth, markdown, shown, summary_table, write
+from jaxedit.report.record import projection_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,28 +30,19 @@ def main(options: Training) -> None:
     arms = [arm(options, editor, weight_decay=decay) for editor, decay in chosen]
     labels = [f"{editor}, decay {decay:g}" for editor, decay in chosen]
     tables = dict(zip(labels, every_seed(options, arms), strict=True))
-    kinds = list(dict.fromkeys(kind_of(path) for found in tables.values() for path in found[0]["norm"]))
+    kinds = list(dict.fromkeys(projection_of(path) for found in tables.values() for path in found[0]["norm"]))
     rows = [
         [f"`{label}`", *(shown([growth_of(table, kind) for table in found], 3) for kind in kinds)]
         for label, found in tables.items()
     ]
-    table = [*summary_table(tables), "", *markdown(["growth of", *map(short, kinds)], rows)]
+    table = [*summary_table(tables), "", *markdown(["growth of", *kinds], rows)]
     write(options, "e1", {"arms": brief(tables)}, table, curves(tables))
-
-
-def short(kind: str) -> str:
-    """`layers.mlp.down.kernel` is mlp.down."""
-    return kind.removeprefix("layers.").removesuffix(".kernel")
 
 
 def growth_of(table: Json, kind: str) -> float:
     """The norm of the matrices of one kind together, at the end, over that before; NaN where none is edited."""
-    norms = [norm for path, norm in table["norm"].items() if kind_of(path) == kind]
-    return (
-        float(np.linalg.norm([n[-1] for n in norms]) / np.linalg.norm([n[0] for n in norms]))
-        if norms
-        else np.nan
-    )
+    norms = {path: norm for path, norm in table["norm"].items() if projection_of(path) == kind}
+    return float(growth({"norm": norms})[-1]) if norms else float("nan")
 
 
 if __name__ == "__main__":

@@ -137,6 +137,12 @@ def added(matrix: Float[Array, "in out"], delta: LowRank | Float[Array, "in out"
         return total.astype(jnp.float32)
 
 
+def applied(matrix: Float[Array, "in out"], delta: D) -> tuple[Float[Array, "in out"], D]:
+    """The matrix with a change, and the change to log: to the bit the one that was added (see `settled`)."""
+    delta = settled(delta)
+    return added(matrix, delta), delta
+
+
 def settled(delta: D) -> D:
     """The change as it is, its factors at one place in memory for all who read them; NaN all over if not finite.
 

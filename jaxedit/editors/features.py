@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxedit.linalg import added, dense, frobenius, settled
+from jaxedit.linalg import applied, dense, frobenius
 from jaxedit.lookup import whole_rows
 from jaxedit.models.decoder import causal_mask, positions
 from jaxedit.models.model import Model
@@ -150,7 +150,8 @@ def written(
     """The update that adds these changes; all are dense where one is, since a run keeps factors of all or of none."""
     if not all(isinstance(delta, LowRank) for delta in deltas.values()):
         deltas = {path: dense(delta) for path, delta in deltas.items()}
-    deltas = {path: settled(delta) for path, delta in deltas.items()}
-    changed = {path: added(params.edited[path], delta) for path, delta in deltas.items()}
+    written = {path: applied(params.edited[path], delta) for path, delta in deltas.items()}
+    changed = {path: matrix for path, (matrix, _) in written.items()}
     finite = jnp.stack([jnp.isfinite(frobenius(matrix)) for matrix in changed.values()]).all()
-    return Params(params.edited | changed, params.frozen), state, EditInfo(deltas, metrics, finite)
+    info = EditInfo({path: delta for path, (_, delta) in written.items()}, metrics, finite)
+    return Params(params.edited | changed, params.frozen), state, info

@@ -13,7 +13,7 @@ from jaxedit.editors.nas import anchored
 from jaxedit.editors.reading import Reading, first_reading, keys_after, mean_keys, next_reading, value_now
 from jaxedit.editors.solver import Batch, Solver, ridge
 from jaxedit.errors import StatisticsError
-from jaxedit.linalg import added, double, frobenius, safe_norm, settled
+from jaxedit.linalg import applied, double, frobenius, safe_norm
 from jaxedit.lookup import Lead, lead_of, prefix_shares, rows_of, split_pass
 from jaxedit.models.model import Model
 from jaxedit.types import Delta, EditInfo, Editor, Params, Requests, Rewrite, Site, Solved
@@ -172,8 +172,7 @@ def write_span(
             batch = still_missing(batch, edited[path], solver.original(state[path]))
         solved = Solved(batch.query, batch.residual, solver.write(state[path], edited[path], batch))
         delta, carry = rewrite(Site(path, edited[path], solved), solved.delta, carry)
-        deltas[path] = settled(delta)
-        edited[path] = added(edited[path], deltas[path])
+        edited[path], deltas[path] = applied(edited[path], delta)
         keys[layer] = reading.keys.mean
         metrics[f"key_norm/{layer}"] = safe_norm(reading.keys.mean)
         metrics[f"residual_norm/{layer}"] = safe_norm(residual)

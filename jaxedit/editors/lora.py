@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, UInt32
 
 from jaxedit.editors.objective import FactConfig, learn_facts
 from jaxedit.editors.optimiser import all_finite, optimiser
-from jaxedit.linalg import added, settled
+from jaxedit.linalg import applied
 from jaxedit.models.decoder import Decoder
 from jaxedit.models.model import Model
 from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests
@@ -147,6 +147,8 @@ def changes(before: Adapters, after: Adapters, scale: float) -> Adapters:
 
 def merge(params: Params, deltas: Adapters) -> tuple[Params, Adapters]:
     """The parameters with these changes added to their matrices, and the changes as they were added."""
-    deltas = {path: settled(delta) for path, delta in deltas.items()}
-    merged = {path: added(params.edited[path], delta) for path, delta in deltas.items()}
-    return Params(params.edited | merged, params.frozen), deltas
+    written = {path: applied(params.edited[path], delta) for path, delta in deltas.items()}
+    merged = {path: matrix for path, (matrix, _) in written.items()}
+    return Params(params.edited | merged, params.frozen), {
+        path: delta for path, (_, delta) in written.items()
+    }

@@ -133,5 +133,10 @@ def kind_of(path: str) -> str:
     return ".".join(part for part in path.split(".") if not part.isdigit())
 
 
+def projection_of(path: str) -> str:
+    """`layers.3.mlp.down.kernel` is mlp.down."""
+    return kind_of(path).removeprefix("layers.").removesuffix(".kernel")
+
+
 def _floats(values: Iterable[Any]) -> Float[np.ndarray, "N"]:
     return np.array([np.nan if value is None else value for value in values], np.float64)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool
 from jaxedit.editors.transforms.spectrum import update_norm
 from jaxedit.editors.transforms.transform import Transform, compose, leave
 from jaxedit.errors import ConfigError
-from jaxedit.linalg import added, dense, frobenius, settled
+from jaxedit.linalg import applied, dense, frobenius
 from jaxedit.types import (
     Delta,
     EditInfo,
@@ -105,14 +105,15 @@ def finished(editor: Editor):
         params: Params, state: State, requests: Requests, rewrite: Rewrite, carry: Any
     ) -> tuple[Params, State, EditInfo, Any]:
         after, state, info = editor.update(params, state, requests)
-        edited, deltas = dict(after.edited), {}
+        edited = dict(after.edited)
+        deltas: dict[str, Delta] = {}
         for path, proposed in info.delta.items():
             start = params.edited[path]
             delta, carry = rewrite(Site(path, start, None), proposed, carry)
-            delta = deltas[path] = settled(delta)
             if isinstance(delta, LowRank):
-                edited[path] = added(start, delta)
+                edited[path], deltas[path] = applied(start, delta)
             else:  # entries that were left alone stay as the editor wrote them, to the bit
+                deltas[path] = delta
                 edited[path] = jnp.where(delta == dense(proposed), edited[path], start + delta)
         finite = jnp.stack([jnp.isfinite(frobenius(edited[path])) for path in deltas]).all()
         info = EditInfo(deltas, info.metrics, info.finite & finite)

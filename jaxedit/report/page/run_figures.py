@@ -23,7 +23,7 @@ from jaxedit.report.page.figure import (
     ramp,
 )
 from jaxedit.report.page.source import Source
-from jaxedit.report.record import SCORES, RunRecord, kind_of, layer_of
+from jaxedit.report.record import SCORES, RunRecord, kind_of, layer_of, projection_of
 
 SCORE_DASHES = {"ES": "solid", "PS": "dash", "NS": "solid"}  # so that equal ES and PS both show
 PERCENT: dict[str, Any] = {"range": [-3, 104], "dtick": 25, "zeroline": False}
@@ -283,11 +283,7 @@ def most_grown(record: RunRecord) -> str:
 def place_of(path: str) -> str:
     """A matrix in words."""
     layer = layer_of(path)
-    return (
-        path
-        if layer < 0
-        else f"layer {layer} {kind_of(path).removeprefix('layers.').removesuffix('.kernel')}"
-    )
+    return path if layer < 0 else f"layer {layer} {projection_of(path)}"
 
 
 def quantity_word(quantity: str) -> str:
