@@ -32,7 +32,6 @@ def main(options: Layers) -> None:
     rows = [
         [f"`{label}`", *(shown([place(t, end) for t in found]) for end in (0, -1))]
         for label, found in tables.items()
-        if all(table["yardstick"] for table in found)
     ]
     head = ["arm", "norm over that of matrices not edited, before", "after"]
     table = [*summary_table(tables), "", *markdown(head, rows)]

@@ -15,11 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxedit.editors.config import LocateConfig
 from jaxedit.editors.locate import value_metrics
 from jaxedit.editors.objective import FactConfig
-from jaxedit.editors.optimiser import Objective, all_finite, descend, optimiser
+from jaxedit.editors.optimiser import Objective, descend, optimiser
 from jaxedit.editors.reading import mean_keys, residual_mean, value_now
 from jaxedit.editors.solver import Batch, ridge
 from jaxedit.errors import ConfigError, StatisticsError
-from jaxedit.linalg import added, safe_norm
+from jaxedit.linalg import added, all_finite, safe_norm
 from jaxedit.models.foreign import Foreign, adopt, from_nnx, run, to_nnx
 from jaxedit.types import EditInfo, Editor, Params, Requests, Rewrite, Site, Solved
 from jaxedit.values import minimise, most_probable
@@ -103,7 +103,7 @@ def locate_and_edit(foreign: Foreign, moment: Float[Array, "d_k d_k"], config: L
         if config.memory:
             state = {path: solver.remember(state[path], written[path], batch.keys, batch.weight)}
         norms = {f"key_norm/{path}": safe_norm(keys.mean), f"residual_norm/{path}": safe_norm(residual)}
-        info = EditInfo({path: delta}, dict(value_metrics(values)) | norms, all_finite(written))
+        info = EditInfo({path: delta}, dict(value_metrics(values)) | norms, all_finite(written.values()))
         return Params(written, params.frozen), state, info, carry
 
     def update(params: Params, state: dict[str, Any], requests: Requests) -> tuple[Params, Any, EditInfo]:
@@ -132,7 +132,7 @@ def fine_tune(foreign: Foreign, config: FactConfig) -> Editor:
         return (
             Params(end.weights, params.frozen),
             state,
-            EditInfo(deltas, end.metrics, all_finite(end.weights)),
+            EditInfo(deltas, end.metrics, all_finite(end.weights.values())),
         )
 
     return Editor(lambda params: {}, update, remembers=False)

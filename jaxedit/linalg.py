@@ -1,10 +1,11 @@
 """Linear algebra on arrays alone: symmetric inverses kept up to date, and products of low-rank factors."""
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxedit.types import Delta, LowRank
 
@@ -160,6 +161,11 @@ def settled(delta: D) -> D:
 def frobenius(x: Float[Array, "..."]) -> Float[Array, ""]:
     """Frobenius norm in float32; zero for a zero matrix."""
     return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32))))
+
+
+def all_finite(matrices: Iterable[Array]) -> Bool[Array, ""]:
+    """Whether every number of every matrix is finite; so is none whose norm overflows float32."""
+    return jnp.stack([jnp.isfinite(frobenius(matrix)) for matrix in matrices]).all()
 
 
 def change_norm(delta: LowRank | Float[Array, "in out"]) -> Float[Array, ""]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxedit.linalg import applied, dense, frobenius
+from jaxedit.linalg import all_finite, applied, dense
 from jaxedit.lookup import whole_rows
 from jaxedit.models.decoder import causal_mask, positions
 from jaxedit.models.model import Model
@@ -152,6 +152,6 @@ def written(
         deltas = {path: dense(delta) for path, delta in deltas.items()}
     written = {path: applied(params.edited[path], delta) for path, delta in deltas.items()}
     changed = {path: matrix for path, (matrix, _) in written.items()}
-    finite = jnp.stack([jnp.isfinite(frobenius(matrix)) for matrix in changed.values()]).all()
+    finite = all_finite(changed.values())
     info = EditInfo({path: delta for path, (_, delta) in written.items()}, metrics, finite)
     return Params(params.edited | changed, params.frozen), state, info

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxedit.editors.objective import FactConfig, learn_facts
-from jaxedit.editors.optimiser import all_finite, optimiser
+from jaxedit.editors.optimiser import optimiser
+from jaxedit.linalg import all_finite
 from jaxedit.models.decoder import Decoder
 from jaxedit.models.model import Model
 from jaxedit.types import EditInfo, Editor, Params, Requests
@@ -51,7 +52,7 @@ def fine_tune(model: Model, config: FineTuneConfig) -> Editor:
         moments = transform.init(start)
         end = learn_facts(model, bind, start, moments, transform, requests, first, config, bounded)
         deltas = jax.tree.map(jnp.subtract, end.weights, start)
-        info = EditInfo(deltas, end.metrics, all_finite(end.weights))
+        info = EditInfo(deltas, end.metrics, all_finite(end.weights.values()))
         return Params(params.edited | end.weights, params.frozen), state, info
 
     return Editor(init, update, remembers=original)

@@ -10,7 +10,8 @@ import optax
 from jaxtyping import Array
 
 from jaxedit.editors.objective import Bind, FactConfig, learn_facts, text_nll
-from jaxedit.editors.optimiser import Descent, OptimiserConfig, all_finite, descend, optimiser
+from jaxedit.editors.optimiser import Descent, OptimiserConfig, descend, optimiser
+from jaxedit.linalg import all_finite
 from jaxedit.models.decoder import Decoder
 from jaxedit.models.model import Model
 from jaxedit.types import EditInfo, Editor, Params, Requests, TextBatch
@@ -82,7 +83,7 @@ def _editor(model: Model, config: PretrainConfig, learn: Learn) -> Editor:
 
         end = learn(bind, start, state, requests)
         deltas = jax.tree.map(jnp.subtract, end.weights, start)
-        info = EditInfo(deltas, end.metrics, all_finite(end.weights))
+        info = EditInfo(deltas, end.metrics, all_finite(end.weights.values()))
         return Params(params.edited | end.weights, params.frozen), end.optimiser, info
 
     return Editor(init, update)

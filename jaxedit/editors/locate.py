@@ -13,7 +13,7 @@ from jaxedit.editors.nas import anchored
 from jaxedit.editors.reading import Reading, first_reading, keys_after, mean_keys, next_reading, value_now
 from jaxedit.editors.solver import Batch, Solver, ridge
 from jaxedit.errors import StatisticsError
-from jaxedit.linalg import applied, double, frobenius, safe_norm
+from jaxedit.linalg import all_finite, applied, double, safe_norm
 from jaxedit.lookup import Lead, lead_of, prefix_shares, rows_of, split_pass
 from jaxedit.models.model import Model
 from jaxedit.types import Delta, EditInfo, Editor, Params, Requests, Rewrite, Site, Solved
@@ -73,7 +73,7 @@ def locate_and_edit(
             for layer, path in paths.items():
                 real = keys[layer] * requests.weight[:, None]
                 state[path] = solver.remember(state[path], now.edited[path], real, requests.weight)
-        finite = jnp.stack([jnp.isfinite(frobenius(now.edited[path])) for path in paths.values()]).all()
+        finite = all_finite(now.edited[path] for path in paths.values())
         return now, state, EditInfo(deltas, metrics, finite), carry
 
     def update(params: Params, state: State, requests: Requests) -> tuple[Params, State, EditInfo]:

@@ -14,8 +14,8 @@ import optax
 from jaxtyping import Array, Int, UInt32
 
 from jaxedit.editors.objective import FactConfig, learn_facts
-from jaxedit.editors.optimiser import all_finite, optimiser
-from jaxedit.linalg import applied
+from jaxedit.editors.optimiser import optimiser
+from jaxedit.linalg import all_finite, applied
 from jaxedit.models.decoder import Decoder
 from jaxedit.models.model import Model
 from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests
@@ -82,7 +82,7 @@ def lora(model: Model, config: LoRAConfig) -> Editor:
         end = learn_facts(model, bind, start, moments, transform, requests, first, config)
         merged, deltas = merge(params, scaled(end.weights, scale))
         asked = requests.weight.sum() > 0
-        info = EditInfo({**deltas}, end.metrics, all_finite({path: merged.edited[path] for path in paths}))
+        info = EditInfo({**deltas}, end.metrics, all_finite(merged.edited[path] for path in paths))
         return merged, EditKey(state.key, state.edits + asked), info
 
     return Editor(init, update)
@@ -109,7 +109,7 @@ def lora_sequence(model: Model, config: LoRASequenceConfig) -> Editor:
 
         end = learn_facts(model, bind, *state, transform, requests, first, config)
         merged, deltas = merge(params, changes(state.adapters, end.weights, scale))
-        info = EditInfo({**deltas}, end.metrics, all_finite({path: merged.edited[path] for path in paths}))
+        info = EditInfo({**deltas}, end.metrics, all_finite(merged.edited[path] for path in paths))
         return merged, Carried(end.weights, end.optimiser), info
 
     return Editor(init, update)

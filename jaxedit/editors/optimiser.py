@@ -10,7 +10,6 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxedit.errors import ConfigError
-from jaxedit.linalg import frobenius
 
 Trained = Any
 """A pytree of what is trained: matrices by path, or adapters."""
@@ -132,8 +131,3 @@ def descend(
         done=share.sum() == 0,
     )
     return jax.lax.while_loop(lambda p: (p.step < config.steps) & ~p.done, step, begin)
-
-
-def all_finite(weights: dict[str, Array]) -> Bool[Array, ""]:
-    """Whether every number of every matrix is finite."""
-    return jnp.stack([jnp.isfinite(frobenius(w)) for w in weights.values()]).all()

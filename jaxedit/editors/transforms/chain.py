@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool
 from jaxedit.editors.transforms.spectrum import update_norm
 from jaxedit.editors.transforms.transform import Transform, compose, leave
 from jaxedit.errors import ConfigError
-from jaxedit.linalg import applied, dense, frobenius
+from jaxedit.linalg import all_finite, applied, dense
 from jaxedit.types import (
     Delta,
     EditInfo,
@@ -115,7 +115,7 @@ def finished(editor: Editor):
             else:  # entries that were left alone stay as the editor wrote them, to the bit
                 deltas[path] = delta
                 edited[path] = jnp.where(delta == dense(proposed), edited[path], start + delta)
-        finite = jnp.stack([jnp.isfinite(frobenius(edited[path])) for path in deltas]).all()
+        finite = all_finite(edited[path] for path in deltas)
         info = EditInfo(deltas, info.metrics, info.finite & finite)
         return Params(edited, after.frozen), state, info, carry
 
