@@ -21,9 +21,10 @@ SMALL: dict[str, Settings] = {
     **{name: Settings(layers=FIRST, clamp=4.0) for name in ("encore", "betaedit", "langedit")},
     **{
         name: Settings(layers=FIRST, clamp=4.0, lam_n=300.0, null_fraction=0.95)
-        for name in ("alphaedit", "evoedit", "nas")
+        for name in ("alphaedit", "nas")
     },
-    "d4s": Settings(layers=FIRST, clamp=4.0, lam=100.0),
+    "evoedit": Settings(layers=FIRST, clamp=4.0, lam_n=10.0, null_fraction=0.95),
+    "d4s": Settings(layers=FIRST, clamp=4.0, lam=1000.0),
     "lyaplock": Settings(layers=FIRST, clamp=4.0, allowance=6000.0),
     "memit-blue": Settings(layers=(0, 1), clamp=4.0, lam=3000.0),
     "ft": Settings(layers=FIRST),
