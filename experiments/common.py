@@ -16,6 +16,7 @@ from rich.console import Console
 from experiments.asking import Asker, Json
 from jaxedit.compiling import set_up_compiling
 from jaxedit.data import dump_jsonl, load_facts
+from jaxedit.data.corpus import read_text
 from jaxedit.diagnostics.controls import Match, random_update
 from jaxedit.editors import METHODS, Settings
 from jaxedit.linalg import added, frobenius
@@ -110,7 +111,7 @@ def finished(study: Study, arm: Arm, seed: int) -> Path:
             settings=arm.settings,
             transforms=arm.transforms,
             network=str(network(study, arm.editor)) if METHODS[arm.editor].needs_net else None,
-            text=TextStream(study.beside(study.corpus, "corpus.txt"), BLOCK) if text else TextStream(),
+            text=TextStream(str(lines_of(study, seed)), BLOCK) if text else TextStream(),
             batch_size=arm.batch,
             chunk=max(1, min(updates, study.every // max(arm.batch, 1))),
             moments=MomentSource(text=study.beside(study.corpus, "corpus.txt")),
@@ -155,6 +156,20 @@ def facts_of(study: Study, seed: int) -> Path:
         if len(chosen) < study.count:
             raise SystemExit(f"{study.model} knows {len(chosen)} of the facts: lower --count")
         dump_jsonl(chosen, file)
+    return file
+
+
+def lines_of(study: Study, seed: int) -> Path:
+    """A file of the corpus's lines in an order drawn by the seed: what continual pre-training reads."""
+    corpus = study.beside(study.corpus, "corpus.txt")
+    if corpus is None:
+        raise SystemExit("continual pre-training reads a text: give one by --corpus")
+    file = study.out / "facts" / f"{Path(study.model).name}-{digest({'corpus': corpus})}-{seed}.txt"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [line for line in read_text(corpus).splitlines() if line.strip()]
+        order = np.random.default_rng(seed).permutation(len(lines))
+        replace(file, "\n".join(lines[i] for i in order).encode())
     return file
 
 

@@ -2,7 +2,7 @@
 
     python -m experiments.e1_training [--model runs/small/llama]
 
-Continual pre-training reads the learned sentences again, in rows of 64 tokens.
+Continual pre-training reads the learned sentences again, in an order drawn by the seed, in rows of 64 tokens.
 """
 
 import dataclasses
