@@ -28,7 +28,7 @@ from jaxedit.pipeline.watch_config import AbilityConfig
 from jaxedit.report.figures import STYLE
 from jaxedit.report.record import read_run
 from jaxedit.trajectory.files import replace
-from jaxedit.trajectory.replay import Matrices
+from jaxedit.trajectory.replay import Matrices, Trajectory
 from jaxedit.types import as_they_are
 
 BLOCK = 64  # tokens of a block of held-out text
@@ -192,22 +192,19 @@ def _measure(study: Study, path: Path, seed: int) -> Json:
     record = read_run(path)
     found, config, prepared = trajectory(path)
     first = found.at(0)
-    size = config.batch_size or study.count
-    steps = sorted({0, *range(study.every // size or 1, found.steps, study.every // size or 1), found.steps})
+    size, steps = config.batch_size or study.count, steps_of(study, found, config)
     asker = Asker(
         questions(study, seed), study.beside(study.controls, "controls.jsonl"), prepared, found.folder, first
     )
     rows: dict[str, list[Json]] = {name: [] for name in ("edited", *NULLS)}
 
-    def row(step: int, matrices: Matrices) -> Json:
-        return asker.ask(step, matrices) | {"norm": norms(matrices, record.matrices)}
-
     for step, now in walk_used(prepared, found, steps):
-        edited = row(step, now)
-        rows["edited"].append(edited)
-        for name, match in NULLS.items():
-            null = row(step, random_matrices(first, now, match, seed, step)) if step else edited
-            rows[name].append(null)
+        for name, matrices in models_at(first, now, seed, step).items():
+            if name != "edited" and matrices is now:
+                rows[name].append(rows["edited"][-1])
+            else:
+                size_now = {"norm": norms(matrices, record.matrices)}
+                rows[name].append(asker.ask(step, matrices) | size_now)
         if step == found.steps:
             retention = asker.retention(step, now)
     facts = [min(step * size, study.count) for step in steps]
@@ -259,6 +256,20 @@ def digits(values: Iterable[float]) -> list[float]:
 def columns(rows: Sequence[Json]) -> Json:
     """A list of tables as a table of lists."""
     return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def steps_of(study: Study, found: Trajectory, config: RunConfig) -> list[int]:
+    """The updates after which a run is measured."""
+    every = study.every // (config.batch_size or study.count) or 1
+    return sorted({*range(0, found.steps, every), found.steps})
+
+
+def models_at(first: Matrices, now: Matrices, seed: int, step: int) -> dict[str, Matrices]:
+    """The edited matrices at this step and their null models, which before any update are the same."""
+    nulls = {
+        name: random_matrices(first, now, match, seed, step) if step else now for name, match in NULLS.items()
+    }
+    return {"edited": now, **nulls}
 
 
 def random_matrices(first: Mapping[str, Any], now: Matrices, match: Match, seed: int, step: int) -> Matrices:

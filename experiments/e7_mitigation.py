@@ -6,14 +6,17 @@ The spectrum lock is the causal arm: with it the norm cannot grow, so that what 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tyro
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from experiments.arms import MITIGATIONS, NORM_AWARE, arm
-from experiments.common import Json, Study, begin, every_seed
+from experiments.common import NULLS, Json, Study, begin, every_seed
 from experiments.drawing import (
     COLOURS,
     Tables,
@@ -24,13 +27,17 @@ from experiments.drawing import (
     curves,
     growth,
     log_if_wide,
+    markdown,
     named,
     sheet,
     summary_table,
     write,
 )
+from experiments.interference import moved
 
 MARKERS = ("o", "s", "^")
+Moved = Mapping[str, Sequence[Json | None]]
+"""`moved` of every arm, by seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +57,17 @@ def main(options: Mitigation) -> None:
     arms = [arm(options, editor) for editor in options.editors]
     arms += [arm(options, options.base, text) for text in options.transforms]
     tables = named(arms, every_seed(options, arms))
+    far = {one.label: [moved(options, one, seed) for seed in options.seeds] for one in arms}
     below = [label for label, found in tables.items() if efficacy(found) < options.least]
     table = [
         *summary_table(tables),
         "",
         f"Below an ES of {options.least:g} right after the edit: {below or 'none'}.",
+        "",
+        *foretold(tables, far),
     ]
-    numbers = {"below": below, "arms": brief(tables)}
-    write(options, "e7", numbers, table, scatter(tables, below))
+    numbers = {"below": below, "arms": brief(tables), "moved": far}
+    write(options, "e7", numbers, table, scatter(tables, far, below))
     write(options, "e7-curves", numbers, table, curves(tables))
 
 
@@ -66,41 +76,71 @@ def efficacy(found: Sequence[Json]) -> float:
     return 100 * float(np.mean([table["right_after"]["ES"] for table in found]))
 
 
-def scatter(tables: Tables, below: Sequence[str]) -> Figure:
-    """Growth of the norm against retained ability and against retained edits, one point an arm."""
-    figure, axes = sheet(2, height=3.6)
-    for axis, values, title in zip(
-        axes[0],
-        (lambda t: at_end(t, "edited", "recall"), lambda t: t["final"]["ES"]),
-        ("facts not edited that are recalled at the end, %", "ES of all edits at the end, %"),
-        strict=True,
-    ):
-        for i, (label, found) in enumerate(tables.items()):
-            norm, kept = band([growth(t)[-1] for t in found]), band([100 * values(t) for t in found])
-            colour, face = COLOURS[i % len(COLOURS)], "none" if label in below else COLOURS[i % len(COLOURS)]
-            marker = MARKERS[i // len(COLOURS)]
-            axis.errorbar(
-                norm.mean, kept.mean, kept.high - kept.mean, norm.high - norm.mean, color=colour, lw=0.8
-            )
-            axis.plot(norm.mean, kept.mean, marker, color=colour, mfc=face, ms=6, label=label, clip_on=False)
-            if axis is axes[0][0]:
-                null = [
-                    [at_measurements(t, "random")[-1], 100 * at_end(t, "random", "recall")] for t in found
+def foretold(tables: Tables, far: Moved) -> list[str]:
+    """How well size and place of a change foretell recall: rank correlations over arms, seeds and measurements."""
+    if any(one is None for found in far.values() for one in found):
+        return []
+    rows = []
+    for models in (("edited",), tuple(NULLS), ("edited", *NULLS)):
+        recall, norm, away = (
+            np.concatenate(
+                [
+                    values(table, one, model)[1:]
+                    for label, found in tables.items()
+                    for table, one in zip(found, far[label], strict=True)
+                    for model in models
                 ]
-                axis.plot(*np.mean(null, axis=0), "x", color=colour, ms=5)
-        axis.set_title(title)
-        axis.set_xlabel("norm of the edited matrices, over the unedited")
+            )
+            for values in (
+                lambda table, _, model: table[model]["recall"],
+                lambda table, _, model: at_measurements(table, model),
+                lambda _, one, model: one[model],
+            )
+        )
+        found = [float(spearmanr(x, recall).statistic) for x in (norm, away)]
+        rows.append([", ".join(models), len(recall), *(f"{x:.2f}" for x in found)])
+    return markdown(["models", "points", "recall with norm", "recall with outputs moved"], rows)
+
+
+def scatter(tables: Tables, far: Moved, below: Sequence[str]) -> Figure:
+    """Retained ability and retained edits against growth, and ability against how far outputs for others moved."""
+    figure, axes = sheet(3, height=3.6)
+    known, kept, by_moved = axes[0]
+    for i, (label, found) in enumerate(tables.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        style = {"color": colour, "mfc": "none" if label in below else colour, "label": label}
+        marker = MARKERS[i // len(COLOURS)]
+        norm, recall = [growth(t)[-1] for t in found], [100 * at_end(t, "edited", "recall") for t in found]
+        null_norm = [at_measurements(t, "random")[-1] for t in found]
+        null_recall = [100 * at_end(t, "random", "recall") for t in found]
+        point(known, norm, recall, marker, **style)
+        point(known, null_norm, null_recall, "x", color=colour)
+        point(kept, norm, [100 * t["final"]["ES"] for t in found], marker, **style)
+        if None not in far[label]:
+            point(by_moved, [one["edited"][-1] for one in far[label] if one], recall, marker, **style)
+            point(by_moved, [one["random"][-1] for one in far[label] if one], null_recall, "x", color=colour)
+    known.set_title("recall of other facts, %")
+    kept.set_title("ES of all edits at the end, %")
+    by_moved.set_title("recall of other facts, %")
+    by_moved.set_xlabel("outputs for other facts moved")
+    for axis in (known, kept):
+        axis.set_xlabel("norm, over the unedited")
+    for axis in axes[0]:
         log_if_wide(axis, "x")
         axis.set_ylim(0, 103)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=4,
-        title="crosses: a random change of the same norm",
-    )
+    handles, labels = known.get_legend_handles_labels()
+    title = "crosses: a random change of the same norm"
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, title=title)
     return figure
+
+
+def point(axis: Axes, x: Sequence[float], y: Sequence[float], marker: str, **style: Any) -> None:
+    """Means with their bands; of a null model the mean alone."""
+    across, up = band(x), band(y)
+    if marker != "x":
+        width, height = across.high - across.mean, up.high - up.mean
+        axis.errorbar(across.mean, up.mean, height, width, color=style["color"], lw=0.8)
+    axis.plot(across.mean, up.mean, marker, ms=5, ls="", clip_on=False, **style)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,25 @@
 
 import gzip
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments import e3_ability, small_models
 from experiments.arms import MITIGATIONS, SMALL, arm
 from experiments.common import NULLS, Study, measured, name_of, random_matrices
 from experiments.drawing import at_measurements, band, growth, rises, shown
-from jaxedit.data import load_facts
+from experiments.interference import moved
+from jaxedit.data import Fact, load_facts
 from jaxedit.editors import METHODS
 from jaxedit.editors.transforms import read_transform
 from jaxedit.errors import ModelError
 from jaxedit.models.families import decoder_config
+from jaxedit.models.sources import load
+from jaxedit.pipeline import known_facts, trajectory
 from jaxedit.training.pretrain import PretrainPlan
 
 TABLE = {
@@ -141,3 +146,31 @@ def test_an_experiment_runs_from_its_model_to_its_figure(tmp_path: Path) -> None
     assert {file.suffix for file in written} == {".json", ".md", ".png", ".pdf"}
     e3_ability.main(options)
     assert all(file.read_bytes() == content for file, content in written.items())
+    far = moved(options, arm(options, "ft"), 0)
+    assert far is not None
+    assert [far[model][0] for model in ("edited", "random", "turned")] == [0.0] * 3
+    run = options.out / "runs" / name_of(options, arm(options, "ft"), 0)
+    first, now = (trajectory(run)[0].at(step) for step in (0, 12))
+    keys = keys_by_torch(toy.out / "llama", controls, first)
+    expected = [
+        np.linalg.norm(k @ (now[at] - first[at])) / np.linalg.norm(k @ first[at]) for at, k in keys.items()
+    ]
+    np.testing.assert_allclose(far["edited"][-1], np.mean(expected), rtol=1e-4)
+
+
+def keys_by_torch(folder: Path, facts: list[Fact], paths: Iterable[str]) -> dict[str, np.ndarray]:
+    """What the down-projections read at the last subject token of the facts known, by transformers."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    read: dict[str, list[np.ndarray]] = {path: [] for path in paths}
+    for fact in known_facts(facts, len(facts), load(str(folder))):
+        tokens = tokenizer(fact.prompt, return_offsets_mapping=True, return_tensors="pt")
+        starts = tokens.pop("offset_mapping")[0, :, 0].numpy()
+        at = int(np.flatnonzero(starts < fact.prompt.index(fact.subject) + len(fact.subject))[-1])
+        for path, rows in read.items():
+            layer = model.model.layers[int(path.split(".")[1])]
+            hook = layer.mlp.down_proj.register_forward_pre_hook(
+                lambda _, x, rows=rows: rows.append(x[0][0, at].detach().numpy())
+            )
+            model(**tokens)
+            hook.remove()
+    return {path: np.array(rows) for path, rows in read.items()}

@@ -1,0 +1,59 @@
+"""How far an edited layer's outputs move for facts that are not edited: what a change of weights is to them."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from experiments.common import Arm, Json, Study, kept, models_at, steps_of
+from jaxedit.data import load_facts
+from jaxedit.data.encode import encode_requests
+from jaxedit.diagnostics.norms import drift
+from jaxedit.lookup import bare_rows, rows_of, split_pass
+from jaxedit.pipeline import known_facts, trajectory
+from jaxedit.pipeline.prepare import Prepared
+from jaxedit.pipeline.used import walk_used
+from jaxedit.trajectory.replay import Matrices
+from jaxedit.types import Params
+
+
+def moved(study: Study, arm: Arm, seed: int) -> Json | None:
+    """`||K (W_t - W_0)|| / ||K W_0||` every `every` facts, by model; None without control facts.
+
+    K are the keys at the last subject token of the control facts in the unedited model, one a row. Of several
+    layers the mean. Of matrices that have keys alone: down-projections.
+    """
+    controls = study.beside(study.controls, "controls.jsonl")
+    if controls is None:
+        return None
+    return kept(
+        study, arm, seed, f"{study.every}.moved.json", lambda path: _measure(study, path, seed, controls)
+    )
+
+
+def _measure(study: Study, path: Path, seed: int, controls: str) -> Json:
+    found, config, prepared = trajectory(path)
+    first = found.at(0)
+    keys = lookup_keys(prepared, first, controls)
+    rows: dict[str, list[float]] = {}
+    for step, now in walk_used(prepared, found, steps_of(study, found, config)):
+        for name, matrices in models_at(first, now, seed, step).items():
+            each = [drift(k @ matrices[at], k @ first[at]).relative for at, k in keys.items()]
+            rows.setdefault(name, []).append(float(np.mean(each)))
+    return rows
+
+
+def lookup_keys(prepared: Prepared, first: Matrices, controls: str) -> dict[str, Float[Array, "N d_k"]]:
+    """The inputs of the edited down-projections at the last subject token of the facts that the model knows."""
+    checkpoint = prepared.checkpoint
+    model, limit = checkpoint.model, checkpoint.model.config.max_positions
+    layers = {int(path.split(".")[1]): path for path in first}
+    if set(layers.values()) != {model.config.edited_path(layer) for layer in layers}:
+        raise SystemExit(f"{sorted(first)} are not down-projections alone: they have no keys")
+    facts = known_facts(load_facts(controls), 10**6, checkpoint)
+    requests = encode_requests([fact.bare() for fact in facts], checkpoint.tokenizer, [""], max_length=limit)
+    decoder = model.bind(Params(first, prepared.params.frozen))
+    split = split_pass(decoder, rows_of(requests), min(layers), max(layers))
+    bare = bare_rows(requests)
+    return {path: jnp.asarray(split.trace.key[layer][bare, 0]) for layer, path in layers.items()}
