@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments import e3_ability, small_models
@@ -161,16 +162,16 @@ def test_an_experiment_runs_from_its_model_to_its_figure(tmp_path: Path) -> None
 def keys_by_torch(folder: Path, facts: list[Fact], paths: Iterable[str]) -> dict[str, np.ndarray]:
     """What the down-projections read at the last subject token of the facts known, by transformers."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    read: dict[str, list[np.ndarray]] = {path: [] for path in paths}
+    seen: dict[str, list[torch.Tensor]] = {path: [] for path in paths}
+    for path, rows in seen.items():
+        down = model.model.layers[int(path.split(".")[1])].mlp.down_proj
+        down.register_forward_pre_hook(lambda _, inputs, rows=rows: rows.append(inputs[0][0].detach()))
+    found: dict[str, list[np.ndarray]] = {path: [] for path in seen}
     for fact in known_facts(facts, len(facts), load(str(folder))):
         tokens = tokenizer(fact.prompt, return_offsets_mapping=True, return_tensors="pt")
         starts = tokens.pop("offset_mapping")[0, :, 0].numpy()
         at = int(np.flatnonzero(starts < fact.prompt.index(fact.subject) + len(fact.subject))[-1])
-        for path, rows in read.items():
-            layer = model.model.layers[int(path.split(".")[1])]
-            hook = layer.mlp.down_proj.register_forward_pre_hook(
-                lambda _, x, rows=rows: rows.append(x[0][0, at].detach().numpy())
-            )
-            model(**tokens)
-            hook.remove()
-    return {path: np.array(rows) for path, rows in read.items()}
+        model(**tokens)
+        for path, rows in seen.items():
+            found[path].append(rows[-1][at].numpy())
+    return {path: np.array(rows) for path, rows in found.items()}
