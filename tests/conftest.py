@@ -13,6 +13,7 @@ import pytest
 from tests.cases import BUILDERS, FAMILIES, Case, make_case
 
 FOLDER = pytest.StashKey[str]()
+LONG = {"commands", "editors", "tests", "training"}
 QUICK = "--xla_cpu_use_fusion_emitters=false"  # XLA's older way from fusions to LLVM, which compiles twice as fast
 
 
@@ -38,6 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if (folder := config.stash.get(FOLDER, None)) is not None:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Rooms whose files take minutes begin, so that no worker is left with one when the others are done."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -129,24 +129,31 @@ def stopped_run(home: Path, name: str) -> Path:
     return home / name
 
 
+@pytest.mark.parametrize(
+    ("options", "cut"),
+    [
+        (["--devices.memory", "1e-6"], (3, True, False)),
+        pytest.param(["--devices.micro-batch", "2"], (2, False, True), marks=pytest.mark.slow),
+        pytest.param(["--devices.columns", "False"], (1, False, False), marks=pytest.mark.slow),
+    ],
+)
 def test_a_batch_in_pieces_or_without_copies_is_the_same_run_to_rounding(
-    home: Path, capsys: pytest.CaptureFixture[str]
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    cut: tuple[int, bool, bool],
 ) -> None:
-    norms = {}
-    for name, options, asked in (
-        ("whole", [], (1, False, True)),
-        ("micro", ["--devices.micro-batch", "2"], (2, False, True)),
-        ("rows", ["--devices.columns", "False"], (1, False, False)),
-        ("memory", ["--devices.memory", "1e-6"], (3, True, False)),
-    ):
-        main(["run", str(home / "run.toml"), "--out", str(home / name), "--batch-size", "3", *options])
-        cut = json.loads((home / name / "environment.json").read_text())["cut"]
-        assert (cut["pieces"], cut["remat"], cut["columns"]) == asked
-        assert ("layers computed again" in capsys.readouterr().out) == cut["remat"]
-        (line,) = (home / name / "metrics.jsonl").read_text().splitlines()
-        norms[name] = json.loads(line)["delta_norm"]
-    for name in ("micro", "rows", "memory"):
-        assert norms[name] == pytest.approx(norms["whole"], rel=1e-4)
+    norms = []
+    for name, given, expected in (("whole", [], (1, False, True)), ("cut", options, cut)):
+        out = tmp_path / name
+        main(["run", str(home / "run.toml"), "--out", str(out), "--batch-size", "3", *given])
+        found = json.loads((out / "environment.json").read_text())["cut"]
+        assert (found["pieces"], found["remat"], found["columns"]) == expected
+        assert ("layers computed again" in capsys.readouterr().out) == found["remat"]
+        (line,) = (out / "metrics.jsonl").read_text().splitlines()
+        norms.append(json.loads(line)["delta_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
 def test_resuming_a_stopped_run_gives_the_same_bits(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,6 +178,7 @@ def test_resuming_on_another_number_of_devices_agrees_to_1e_5(home: Path) -> Non
     require_agreement(stopped, home / "run")
 
 
+@pytest.mark.slow
 def test_a_run_resumed_over_a_mesh_agrees_to_1e_5(home: Path) -> None:
     stopped, whole = (home / name for name in ("stopped-pairs", "pairs"))
     pairs = ("run", str(home / "run.toml"), "--batch-size", "2", "--chunk", "1", "--out")

@@ -16,7 +16,7 @@ from tests.editors.rows import BATCHES, Row, make_row
 
 TOKENWISE = ("mend", "malmen", "ultraedit", "stableedit")
 ADAPTERS = ("lora", "lora-sequence")
-KINDS = ("r-rome", "alphaedit", "ft", "mend")
+KINDS = ("alphaedit", "ft", "mend")
 """One editor of each kind. Uncompiled, others take a minute each."""
 
 
