@@ -156,7 +156,7 @@ def curves(tables: Tables, null: bool = True) -> Figure:
             for name in nulls:
                 against(panels[3], found, name, color=FAINT, lw=0.7, marker=NULL_MARKERS[name])
         if "perplexity" in asked:
-            line(panels[2], facts, _ability(found, "edited", "perplexity"), "", colour, style)
+            line(panels[2], facts, _ability(found, "edited", "perplexity"), "", colour, style, True)
     _label(panels)
     figure.legend(loc="outside lower center", ncols=4)
     for name, match in nulls.items():
@@ -259,10 +259,16 @@ def sheet(columns: int, rows: int = 1, height: float = 2.6) -> tuple[Figure, np.
 
 
 def line(
-    axis: Axes, x: Sequence[float], values: Sequence[Any], label: str, colour: str, style: str = "-"
+    axis: Axes,
+    x: Sequence[float],
+    values: Sequence[Any],
+    label: str,
+    colour: str,
+    style: str = "-",
+    factors: bool = False,
 ) -> None:
-    """Mean and band over seeds."""
-    found = band(values)
+    """Mean and band over seeds; with `factors` those of the logarithms, for what differs by factors."""
+    found = Band(*map(np.exp, band([*np.log(values)]))) if factors else band(values)
     axis.plot(x, found.mean, color=colour, ls=style, label=label)
     if len(values) > 1:
         axis.fill_between(x, found.low, found.high, color=colour, alpha=0.18, lw=0)
