@@ -36,7 +36,7 @@ from experiments.drawing import (
 from experiments.interference import moved
 
 MARKERS = ("o", "s", "^")
-Moved = Mapping[str, Sequence[Json | None]]
+Moved = Mapping[str, Sequence[Json]]
 """`moved` of every arm, by seed."""
 
 
@@ -78,27 +78,22 @@ def efficacy(found: Sequence[Json]) -> float:
 
 def foretold(tables: Tables, far: Moved) -> list[str]:
     """How well size and place of a change foretell recall: rank correlations over arms, seeds and measurements."""
-    if any(one is None for found in far.values() for one in found):
+    if not all(one for found in far.values() for one in found):
         return []
     rows = []
     for models in (("edited",), tuple(NULLS), ("edited", *NULLS)):
-        recall, norm, away = (
-            np.concatenate(
-                [
-                    values(table, one, model)[1:]
-                    for label, found in tables.items()
-                    for table, one in zip(found, far[label], strict=True)
-                    for model in models
-                ]
-            )
-            for values in (
-                lambda table, _, model: table[model]["recall"],
-                lambda table, _, model: at_measurements(table, model),
-                lambda _, one, model: one[model],
-            )
-        )
-        found = [float(spearmanr(x, recall).statistic) for x in (norm, away)]
-        rows.append([", ".join(models), len(recall), *(f"{x:.2f}" for x in found)])
+        points = [
+            values
+            for label, found in tables.items()
+            for table, one in zip(found, far[label], strict=True)
+            for model in models
+            for values in list(
+                zip(table[model]["recall"], at_measurements(table, model), one[model], strict=True)
+            )[1:]
+        ]
+        recall, norm, away = np.array(points).T
+        by = [f"{spearmanr(x, recall).statistic:.2f}" for x in (norm, away)]
+        rows.append([", ".join(models), len(points), *by])
     return markdown(["models", "points", "recall with norm", "recall with outputs moved"], rows)
 
 
@@ -116,9 +111,9 @@ def scatter(tables: Tables, far: Moved, below: Sequence[str]) -> Figure:
         point(known, norm, recall, marker, **style)
         point(known, null_norm, null_recall, "x", color=colour)
         point(kept, norm, [100 * t["final"]["ES"] for t in found], marker, **style)
-        if None not in far[label]:
-            point(by_moved, [one["edited"][-1] for one in far[label] if one], recall, marker, **style)
-            point(by_moved, [one["random"][-1] for one in far[label] if one], null_recall, "x", color=colour)
+        if all(far[label]):
+            point(by_moved, [one["edited"][-1] for one in far[label]], recall, marker, **style)
+            point(by_moved, [one["random"][-1] for one in far[label]], null_recall, "x", color=colour)
     known.set_title("recall of other facts, %")
     kept.set_title("ES of all edits at the end, %")
     by_moved.set_title("recall of other facts, %")

@@ -18,15 +18,15 @@ from jaxedit.trajectory.replay import Matrices
 from jaxedit.types import Params
 
 
-def moved(study: Study, arm: Arm, seed: int) -> Json | None:
-    """`||K (W_t - W_0)|| / ||K W_0||` every `every` facts, by model; None without control facts.
+def moved(study: Study, arm: Arm, seed: int) -> Json:
+    """`||K (W_t - W_0)|| / ||K W_0||` every `every` facts, by model; empty without control facts.
 
     K are the keys at the last subject token of the control facts in the unedited model, one a row. Of several
     layers the mean. Of matrices that have keys alone: down-projections.
     """
     controls = study.beside(study.controls, "controls.jsonl")
     if controls is None:
-        return None
+        return {}
     return kept(
         study, arm, seed, f"{study.every}.moved.json", lambda path: _measure(study, path, seed, controls)
     )

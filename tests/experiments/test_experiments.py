@@ -148,7 +148,6 @@ def test_an_experiment_runs_from_its_model_to_its_figure(tmp_path: Path) -> None
     e3_ability.main(options)
     assert all(file.read_bytes() == content for file, content in written.items())
     far = moved(options, arm(options, "ft"), 0)
-    assert far is not None
     assert [far[model][0] for model in ("edited", "random", "turned")] == [0.0] * 3
     run = options.out / "runs" / name_of(options, arm(options, "ft"), 0)
     first, now = (trajectory(run)[0].at(step) for step in (0, 12))
