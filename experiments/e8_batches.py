@@ -24,7 +24,8 @@ class Batches(Study):
 def main(options: Batches) -> None:
     begin(options)
     arms = [arm(options, options.editor, batch=size) for size in options.sizes]
-    tables = named(arms, every_seed(options, arms))
+    found = named(arms, every_seed(options, arms))
+    tables = {label.replace("batch 0", "all at once"): table for label, table in found.items()}
     write(options, "e8", {"arms": brief(tables)}, summary_table(tables), curves(tables))
 
 
