@@ -124,7 +124,7 @@ def scatter(tables: Tables, far: Moved, below: Sequence[str]) -> Figure:
         log_if_wide(axis, "x")
         axis.set_ylim(0, 103)
     handles, labels = known.get_legend_handles_labels()
-    title = "crosses: a random change of the same norm"
+    title = "hollow: below equal edit success; crosses: a random change of the same norm"
     figure.legend(handles, labels, loc="outside lower center", ncols=4, title=title)
     return figure
 
