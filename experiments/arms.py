@@ -2,7 +2,7 @@
 
 On a larger model every editor has its preset. The small models are 4 layers deep and attend to the subject early:
 settings were searched on the Llama-like one, over 100 to 300 edits, for an ES right after the edit of 90; those
-of `evoedit` and `d4s` over 1,000, where no ridge brought them beyond 83.
+of `evoedit` and `d4s` over 1,000, where no ridge tried brought them beyond 83.
 """
 
 import json

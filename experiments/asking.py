@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxedit.data import load_facts
+from jaxedit.data import Fact, load_facts
 from jaxedit.data.probes import encode_probes
 from jaxedit.evaluation.edits import score_all
+from jaxedit.models.sources import Checkpoint
 from jaxedit.pipeline import known_facts
 from jaxedit.pipeline.asked import Asked
 from jaxedit.pipeline.prepare import Prepared
@@ -17,6 +18,12 @@ from jaxedit.types import Params
 
 Json = dict[str, Any]
 AGES = 4  # groups of edits by age
+
+
+def known_controls(controls: str, checkpoint: Checkpoint) -> list[Fact]:
+    """The bare facts of a file that the unedited model knows."""
+    facts = load_facts(controls)
+    return [fact.bare() for fact in known_facts(facts, len(facts), checkpoint)]
 
 
 class Asker:
@@ -40,9 +47,8 @@ class Asker:
         self._controls = None
         if controls is not None:
             checkpoint = prepared.checkpoint
-            facts = known_facts(load_facts(controls), 10**6, checkpoint)
             self._controls = encode_probes(
-                [fact.bare() for fact in facts],
+                known_controls(controls, checkpoint),
                 checkpoint.tokenizer,
                 max_length=checkpoint.model.config.max_positions,
             )

@@ -198,13 +198,13 @@ def _measure(study: Study, path: Path, seed: int) -> Json:
     )
     rows: dict[str, list[Json]] = {name: [] for name in ("edited", *NULLS)}
 
+    def row(step: int, matrices: Matrices) -> Json:
+        return asker.ask(step, matrices) | {"norm": norms(matrices, record.matrices)}
+
     for step, now in walk_used(prepared, found, steps):
+        edited = row(step, now)
         for name, matrices in models_at(first, now, seed, step).items():
-            if name != "edited" and matrices is now:
-                rows[name].append(rows["edited"][-1])
-            else:
-                size_now = {"norm": norms(matrices, record.matrices)}
-                rows[name].append(asker.ask(step, matrices) | size_now)
+            rows[name].append(edited if matrices is now else row(step, matrices))
         if step == found.steps:
             retention = asker.retention(step, now)
     facts = [min(step * size, study.count) for step in steps]

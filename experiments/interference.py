@@ -6,14 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from experiments.asking import known_controls
 from experiments.common import Arm, Json, Study, kept, models_at, steps_of
-from jaxedit.data import load_facts
 from jaxedit.data.encode import encode_requests
 from jaxedit.diagnostics.norms import drift
 from jaxedit.lookup import bare_rows, rows_of, split_pass
-from jaxedit.pipeline import known_facts, trajectory
+from jaxedit.pipeline import trajectory
 from jaxedit.pipeline.prepare import Prepared
 from jaxedit.pipeline.used import walk_used
+from jaxedit.report.record import layer_of
 from jaxedit.trajectory.replay import Matrices
 from jaxedit.types import Params
 
@@ -48,11 +49,11 @@ def lookup_keys(prepared: Prepared, first: Matrices, controls: str) -> dict[str,
     """The inputs of the edited down-projections at the last subject token of the facts that the model knows."""
     checkpoint = prepared.checkpoint
     model, limit = checkpoint.model, checkpoint.model.config.max_positions
-    layers = {int(path.split(".")[1]): path for path in first}
+    layers = {layer_of(path): path for path in first}
     if set(layers.values()) != {model.config.edited_path(layer) for layer in layers}:
         raise SystemExit(f"{sorted(first)} are not down-projections alone: they have no keys")
-    facts = known_facts(load_facts(controls), 10**6, checkpoint)
-    requests = encode_requests([fact.bare() for fact in facts], checkpoint.tokenizer, [""], max_length=limit)
+    facts = known_controls(controls, checkpoint)
+    requests = encode_requests(facts, checkpoint.tokenizer, max_length=limit)
     decoder = model.bind(Params(first, prepared.params.frozen))
     split = split_pass(decoder, rows_of(requests), min(layers), max(layers))
     bare = bare_rows(requests)

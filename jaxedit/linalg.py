@@ -1,6 +1,6 @@
 """Linear algebra on arrays alone: symmetric inverses kept up to date, and products of low-rank factors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import jax
@@ -142,6 +142,15 @@ def applied(matrix: Float[Array, "in out"], delta: D) -> tuple[Float[Array, "in 
     """The matrix with a change, and the change to log: to the bit the one that was added (see `settled`)."""
     delta = settled(delta)
     return added(matrix, delta), delta
+
+
+def all_applied(
+    matrices: Mapping[str, Array], deltas: Mapping[str, D]
+) -> tuple[dict[str, Array], dict[str, D]]:
+    """`applied` for every change, by path."""
+    written = {path: applied(matrices[path], delta) for path, delta in deltas.items()}
+    changed = {path: matrix for path, (matrix, _) in written.items()}
+    return changed, {path: delta for path, (_, delta) in written.items()}
 
 
 def settled(delta: D) -> D:

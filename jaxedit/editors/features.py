@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxedit.linalg import all_finite, applied, dense
+from jaxedit.linalg import all_applied, all_finite, dense
 from jaxedit.lookup import whole_rows
 from jaxedit.models.decoder import causal_mask, positions
 from jaxedit.models.model import Model
@@ -150,8 +150,6 @@ def written(
     """The update that adds these changes; all are dense where one is, since a run keeps factors of all or of none."""
     if not all(isinstance(delta, LowRank) for delta in deltas.values()):
         deltas = {path: dense(delta) for path, delta in deltas.items()}
-    written = {path: applied(params.edited[path], delta) for path, delta in deltas.items()}
-    changed = {path: matrix for path, (matrix, _) in written.items()}
-    finite = all_finite(changed.values())
-    info = EditInfo({path: delta for path, (_, delta) in written.items()}, metrics, finite)
+    changed, deltas = all_applied(params.edited, deltas)
+    info = EditInfo(deltas, metrics, all_finite(changed.values()))
     return Params(params.edited | changed, params.frozen), state, info

@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, UInt32
 
 from jaxedit.editors.objective import FactConfig, learn_facts
 from jaxedit.editors.optimiser import optimiser
-from jaxedit.linalg import all_finite, applied
+from jaxedit.linalg import all_applied, all_finite
 from jaxedit.models.decoder import Decoder
 from jaxedit.models.model import Model
 from jaxedit.types import EditInfo, Editor, LowRank, Params, Requests
@@ -147,8 +147,5 @@ def changes(before: Adapters, after: Adapters, scale: float) -> Adapters:
 
 def merge(params: Params, deltas: Adapters) -> tuple[Params, Adapters]:
     """The parameters with these changes added to their matrices, and the changes as they were added."""
-    written = {path: applied(params.edited[path], delta) for path, delta in deltas.items()}
-    merged = {path: matrix for path, (matrix, _) in written.items()}
-    return Params(params.edited | merged, params.frozen), {
-        path: delta for path, (_, delta) in written.items()
-    }
+    merged, deltas = all_applied(params.edited, deltas)
+    return Params(params.edited | merged, params.frozen), deltas

@@ -22,6 +22,7 @@ from jaxedit.errors import ModelError
 from jaxedit.models.families import decoder_config
 from jaxedit.models.sources import load
 from jaxedit.pipeline import known_facts, trajectory
+from jaxedit.report.record import layer_of
 from jaxedit.training.pretrain import PretrainPlan
 
 TABLE = {
@@ -163,7 +164,7 @@ def keys_by_torch(folder: Path, facts: list[Fact], paths: Iterable[str]) -> dict
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     seen: dict[str, list[torch.Tensor]] = {path: [] for path in paths}
     for path, rows in seen.items():
-        down = model.model.layers[int(path.split(".")[1])].mlp.down_proj
+        down = model.model.layers[layer_of(path)].mlp.down_proj
         down.register_forward_pre_hook(lambda _, inputs, rows=rows: rows.append(inputs[0][0].detach()))
     found: dict[str, list[np.ndarray]] = {path: [] for path in seen}
     for fact in known_facts(facts, len(facts), load(str(folder))):
