@@ -8,7 +8,7 @@ of random updates of the same size.
 
 import csv
 import dataclasses
-from collections.abc import Container
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,22 +99,19 @@ def measure(options: Vectors, path: Path, seed: int) -> list[list]:
     return [list(row) for row in measures_at(path, steps, config)]
 
 
-def last(rows: list[Row], model: str) -> dict[tuple[str, str, str, str], float]:
+def last(rows: Sequence[Row], model: str) -> dict[tuple[str, str, str, str], float]:
     """Values at the last step by vector, prompt set, position and measure."""
     end = max(row.step for row in rows)
     chosen = [row for row in rows if row.step == end and row.model == model]
     return {(row.where, row.prompts, row.position, row.measure): row.value for row in chosen}
 
 
-def table_of(seeds: list[list[Row]], among: Container[str] | None = None) -> list[str]:
-    """By vector, layer, prompt set and position, at the end: norms, shares, subspaces, with floor and null model.
-
-    `among` names the vectors to show, as "layers.3.mlp"; all of them otherwise.
-    """
+def table_of(seeds: list[list[Row]]) -> list[str]:
+    """By vector, layer, prompt set and position, at the end: norms, shares, subspaces, with floor and null model."""
     edited, random = [last(rows, "edited") for rows in seeds], [last(rows, "random") for rows in seeds]
     lines = []
     for where, prompts, position, measure in edited[0]:
-        if measure != "norm_ratio" or (among is not None and where not in among):
+        if measure != "norm_ratio":
             continue
 
         def column(found: list[dict], name: str, place=(where, prompts, position)) -> list[float]:

@@ -6,17 +6,16 @@ The spectrum lock is the causal arm: with it the norm cannot grow, so that what 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import spearmanr
 
 from experiments.arms import MITIGATIONS, NORM_AWARE, arm
-from experiments.common import NULLS, Json, Study, begin, every_seed
+from experiments.common import Json, Study, begin, every_seed
 from experiments.drawing import (
     COLOURS,
     Tables,
@@ -27,17 +26,14 @@ from experiments.drawing import (
     curves,
     growth,
     log_if_wide,
-    markdown,
     named,
     sheet,
     summary_table,
     write,
 )
-from experiments.interference import moved
+from experiments.interference import Moved, foretold, moved
 
 MARKERS = ("o", "s", "^")
-Moved = Mapping[str, Sequence[Json]]
-"""`moved` of every arm, by seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,27 +70,6 @@ def main(options: Mitigation) -> None:
 def efficacy(found: Sequence[Json]) -> float:
     """Mean ES right after the edit, in percent."""
     return 100 * float(np.mean([table["right_after"]["ES"] for table in found]))
-
-
-def foretold(tables: Tables, far: Moved) -> list[str]:
-    """How well size and place of a change foretell recall: rank correlations over arms, seeds and measurements."""
-    if not all(one for found in far.values() for one in found):
-        return []
-    rows = []
-    for models in (("edited",), tuple(NULLS), ("edited", *NULLS)):
-        points = [
-            values
-            for label, found in tables.items()
-            for table, one in zip(found, far[label], strict=True)
-            for model in models
-            for values in list(
-                zip(table[model]["recall"], at_measurements(table, model), one[model], strict=True)
-            )[1:]
-        ]
-        recall, norm, away = np.array(points).T
-        by = [f"{spearmanr(x, recall).statistic:.2f}" for x in (norm, away)]
-        rows.append([", ".join(models), len(points), *by])
-    return markdown(["models", "points", "recall with norm", "recall with outputs moved"], rows)
 
 
 def scatter(tables: Tables, far: Moved, below: Sequence[str]) -> Figure:

@@ -1,13 +1,16 @@
 """How far an edited layer's outputs move for facts that are not edited: what a change of weights is to them."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.stats import spearmanr
 
 from experiments.asking import known_controls
-from experiments.common import Arm, Json, Study, kept, models_at, steps_of
+from experiments.common import NULLS, Arm, Json, Study, kept, models_at, steps_of
+from experiments.drawing import Tables, at_measurements, markdown
 from jaxedit.data.encode import encode_requests
 from jaxedit.diagnostics.norms import drift
 from jaxedit.lookup import bare_rows, rows_of, split_pass
@@ -17,6 +20,9 @@ from jaxedit.pipeline.used import walk_used
 from jaxedit.report.record import layer_of
 from jaxedit.trajectory.replay import Matrices
 from jaxedit.types import Params
+
+Moved = Mapping[str, Sequence[Json]]
+"""`moved` of every arm, by seed."""
 
 
 def moved(study: Study, arm: Arm, seed: int) -> Json:
@@ -58,3 +64,24 @@ def lookup_keys(prepared: Prepared, first: Matrices, controls: str) -> dict[str,
     split = split_pass(decoder, rows_of(requests), min(layers), max(layers))
     bare = bare_rows(requests)
     return {path: jnp.asarray(split.trace.key[layer][bare, 0]) for layer, path in layers.items()}
+
+
+def foretold(tables: Tables, far: Moved) -> list[str]:
+    """How well size and place of a change foretell recall: rank correlations over arms, seeds and measurements."""
+    if not all(one for found in far.values() for one in found):
+        return []
+    rows = []
+    for models in (("edited",), tuple(NULLS), ("edited", *NULLS)):
+        points = [
+            values
+            for label, found in tables.items()
+            for table, one in zip(found, far[label], strict=True)
+            for model in models
+            for values in list(
+                zip(table[model]["recall"], at_measurements(table, model), one[model], strict=True)
+            )[1:]
+        ]
+        recall, norm, away = np.array(points).T
+        by = [f"{spearmanr(x, recall).statistic:.2f}" for x in (norm, away)]
+        rows.append([", ".join(models), len(points), *by])
+    return markdown(["models", "points", "recall with norm", "recall with outputs moved"], rows)

@@ -97,9 +97,9 @@ class Written(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is known of B facts before any matrix is written; all leaves lead with the facts or their rows."""
+    """What is known of B facts before any matrix is written."""
 
-    values: Values  # `losses` turned: [B, steps]
+    values: Values  # `losses` turned while placed: all leaves lead with the facts or their rows
     readings: dict[int, Reading]  # by layer
     mlp: Float[Array, "B d_model"]  # the last layer's output for the bare prompt
     lead: Lead
@@ -129,37 +129,25 @@ def write_span(
         unedited = {path: solver.original(state[path]) for path in whole}
         source = Params(params.edited | unedited, params.frozen)
     read_at = layers if solver.original is not None else layers[:1]
-
-    def find(source: Params, requests: Requests) -> Found:
-        rows, decoder = rows_of(requests), model.bind(source)
-        shares = prefix_shares(requests) if config.values.shares else ()
-        split = split_pass(decoder, rows, layers[0], layers[-1], shares)
-        values = optimise(decoder, requests, rows, split, layers[-1], config.values)
-        readings = {layer: first_reading(split.trace, requests, config, layers, layer) for layer in read_at}
-        mlp = value_now(split.trace.mlp[layers[-1]], requests, "bare")
-        return Found(values._replace(losses=values.losses.T), readings, mlp, lead_of(rows, split))
+    found = find_values(model, config, optimise, source, requests, layers, read_at)
+    values, lead, changed = found.values, found.lead, {}
+    target = values.target
+    if config.anchor is not None:
+        number, anchors = config.layers.index(layers[0]), state[ANCHOR]  # of the span, which is all or one
+        target, anchor = anchored(values, found.mlp, anchors[number], requests.weight)
+        changed = {ANCHOR: anchors.at[number].set(anchor)}
 
     def move_on(params: Params, facts: tuple[Lead, Requests], done: int) -> tuple[Lead, Reading]:
         lead, requests = facts
         return next_reading(model.bind(params), lead, requests, config, layers, done)
-
-    found = model.placement.run(find, source, requests)
-    lead = found.lead
-    values, readings, mlp = model.placement.gather(found[:3])
-    values = values._replace(losses=values.losses.T)
-    target, changed = values.target, {}
-    if config.anchor is not None:
-        number, anchors = config.layers.index(layers[0]), state[ANCHOR]  # of the span, which is all or one
-        target, anchor = anchored(values, mlp, anchors[number], requests.weight)
-        changed = {ANCHOR: anchors.at[number].set(anchor)}
 
     edited, real = dict(params.edited), requests.weight[:, None]
     deltas: dict[str, Delta] = {}
     metrics: dict[str, Array] = {}
     keys: dict[int, Array] = {}
     for done, (layer, path) in enumerate(paths.items()):
-        if layer in readings:
-            reading = readings[layer]
+        if layer in found.readings:
+            reading = found.readings[layer]
         else:
             work = functools.partial(move_on, done=done)
             lead, reading = model.placement.run(work, Params(edited, params.frozen), (lead, requests))
@@ -177,6 +165,31 @@ def write_span(
         metrics[f"key_norm/{layer}"] = safe_norm(reading.keys.mean)
         metrics[f"residual_norm/{layer}"] = safe_norm(residual)
     return Written(Params(edited, params.frozen), changed, deltas, keys, values, metrics, found.lead, carry)
+
+
+def find_values(
+    model: Model,
+    config: LocateConfig,
+    optimise: Optimise,
+    source: Params,
+    requests: Requests,
+    layers: tuple[int, ...],
+    read_at: tuple[int, ...],
+) -> Found:
+    """Optimises values at the last of these layers; keys and outputs of those to read at, all of `source`."""
+
+    def find(source: Params, requests: Requests) -> Found:
+        rows, decoder = rows_of(requests), model.bind(source)
+        shares = prefix_shares(requests) if config.values.shares else ()
+        split = split_pass(decoder, rows, layers[0], layers[-1], shares)
+        values = optimise(decoder, requests, rows, split, layers[-1], config.values)
+        readings = {layer: first_reading(split.trace, requests, config, layers, layer) for layer in read_at}
+        mlp = value_now(split.trace.mlp[layers[-1]], requests, "bare")
+        return Found(values._replace(losses=values.losses.T), readings, mlp, lead_of(rows, split))
+
+    found = model.placement.run(find, source, requests)
+    values, readings, mlp = model.placement.gather(found[:3])
+    return Found(values._replace(losses=values.losses.T), readings, mlp, found.lead)
 
 
 def still_missing(batch: Batch, weight: Float[Array, "d_k d_v"], original: Float[Array, "d_k d_v"]) -> Batch:
