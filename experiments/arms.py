@@ -36,6 +36,8 @@ SMALL: dict[str, Settings] = {
     "ultraedit": Settings(layers=(2, 3), learning_rate=3e-4),
     "stableedit": Settings(layers=(2, 3), learning_rate=3e-4),
 }
+KEYS = {"gpt2": 0.2}
+"""Mean squared length of the first layer's keys over that of the Llama-like model's: what ridges are added to."""
 MITIGATIONS = (
     "rect:0.4",
     "prune",
@@ -57,6 +59,8 @@ def arm(study: Study, editor: str, *transforms: str, batch: int = 1, **departure
     name, _, asked = editor.partition(":")
     given = SMALL.get(name, Settings()) if Path(f"{study.model}.json").exists() else Settings()
     fields = {field: value for field, value in vars(given).items() if value is not None}
+    if "lam_n" in fields:
+        fields["lam_n"] *= KEYS.get(Path(study.model).name, 1.0)
     pairs = [text.split("=") for text in asked.split(",") if text]
     own = {field: json.loads(value) for field, value in pairs}
     return Arm(name, Settings(**{**fields, **own, **departures}), transforms, batch, asked)
