@@ -7,6 +7,7 @@ of `evoedit` and `d4s` over 1,000, where no ridge tried brought them beyond 83.
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from experiments.common import Arm, Study
 from jaxedit.editors import METHODS, Settings
@@ -36,8 +37,17 @@ SMALL: dict[str, Settings] = {
     "ultraedit": Settings(layers=(2, 3), learning_rate=3e-4),
     "stableedit": Settings(layers=(2, 3), learning_rate=3e-4),
 }
-KEYS = {"gpt2": 0.2}
-"""Mean squared length of the first layer's keys over that of the Llama-like model's: what ridges are added to."""
+
+
+class Place(NamedTuple):
+    """What another architecture needs to be edited as the Llama-like model is."""
+
+    layer: int
+    keys: float  # mean squared length of this layer's keys over the other's first layer: what `lam_n` is added to
+
+
+PLACES = {"gpt2": Place(0, 0.2), "gptj": Place(1, 0.068)}
+"""By family. Where attention and MLP run side by side, the first MLP sees its own token alone, not the subject."""
 MITIGATIONS = (
     "rect:0.4",
     "prune",
@@ -59,8 +69,11 @@ def arm(study: Study, editor: str, *transforms: str, batch: int = 1, **departure
     name, _, asked = editor.partition(":")
     given = SMALL.get(name, Settings()) if Path(f"{study.model}.json").exists() else Settings()
     fields = {field: value for field, value in vars(given).items() if value is not None}
-    if "lam_n" in fields:
-        fields["lam_n"] *= KEYS.get(Path(study.model).name, 1.0)
+    place = PLACES.get(Path(study.model).name)
+    if place is not None and "lam_n" in fields:
+        fields["lam_n"] = round(fields["lam_n"] * place.keys, 3)
+    if place is not None and fields.get("layers") == FIRST:
+        fields["layers"] = (place.layer,)
     pairs = [text.split("=") for text in asked.split(",") if text]
     own = {field: json.loads(value) for field, value in pairs}
     return Arm(name, Settings(**{**fields, **own, **departures}), transforms, batch, asked)
