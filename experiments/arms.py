@@ -46,7 +46,7 @@ class Place(NamedTuple):
     keys: float  # mean squared length of this layer's keys over the other's first layer: what `lam_n` is added to
 
 
-PLACES = {"gpt2": Place(0, 0.2), "gptj": Place(1, 0.068)}
+PLACES = {"gpt2": Place(0, 0.2), "gptj": Place(1, 0.068), "gpt_neox": Place(1, 0.083)}
 """By family. Where attention and MLP run side by side, the first MLP sees its own token alone, not the subject."""
 MITIGATIONS = (
     "rect:0.4",

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxedit.models.decoder import Decoder, Memory, causal_mask, positions
+from jaxedit.models.attention import Memory
+from jaxedit.models.decoder import Decoder, causal_mask, positions
 from jaxedit.models.packing import in_smallest_room, pack, unpack
 from jaxedit.models.sharing import owned, owners, shared_packing
 from jaxedit.types import Requests, Trace

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxedit.errors import ConfigError
-from jaxedit.models.decoder import Decoder, Memory, Patch, causal_mask, positions
+from jaxedit.models.attention import Memory
+from jaxedit.models.decoder import Decoder, Patch, causal_mask, positions
 from jaxedit.models.model import Model
 from jaxedit.types import LAST, LAST_SUBJECT, Params, TracePrompts
 

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxedit.evaluation.edits import branch_mask
-from jaxedit.models.decoder import Memory, causal_mask, positions
+from jaxedit.models.attention import Memory
+from jaxedit.models.decoder import causal_mask, positions
 from jaxedit.models.model import Model
 from jaxedit.types import Params, Questions, Quiz
 

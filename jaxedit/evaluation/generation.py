@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxedit.errors import ConfigError
 from jaxedit.models.decoder import causal_mask, positions
@@ -79,7 +79,7 @@ def _sample(
     h, _, memory = decoder.run(
         decoder.embed(prompt, at), layers, position=at, mask=causal_mask(valid), keep_memory=True
     )
-    memory = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, steps), *[(0, 0)] * (x.ndim - 2))), memory)
+    memory = {layer: kept.by_tokens(lambda x, axis: padded(x, steps, axis)) for layer, kept in memory.items()}
     seen = jnp.pad(valid, ((0, 0), (0, steps)))
     keys = (
         jax.random.split(key, steps)
@@ -108,6 +108,11 @@ def _sample(
     inputs = (width + jnp.arange(steps), jnp.roll(keys, -1, axis=0))
     _, tokens = jax.lax.scan(step, (first, memory, seen), inputs)
     return tokens.T
+
+
+def padded(x: Shaped[Array, "*shape"], count: int, axis: int) -> Shaped[Array, "*padded"]:
+    """With `count` zeros behind what is along the axis."""
+    return jnp.pad(x, [(0, count if i == axis else 0) for i in range(x.ndim)])
 
 
 def _check(

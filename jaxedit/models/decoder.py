@@ -11,8 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxedit.models.attention import Memory, attend, capped, extended
 from jaxedit.models.config import DecoderConfig
 from jaxedit.models.packing import Packing, pack, unpack
 from jaxedit.models.products import product, product_with_table
@@ -25,15 +26,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-MASKED = -1e30  # finite, so that a row without any visible key stays finite
-
-
-class Memory(NamedTuple):
-    """Keys and values of attention over K tokens that were run before, and where these tokens stand."""
-
-    key: Float[Array, "N K H D"]
-    value: Float[Array, "N K H D"]
-    position: Int[Array, "N K"]
 
 
 class Tap(NamedTuple):
@@ -144,23 +136,14 @@ class Attention(nnx.Module):
         key, value = heads(self.key, self.n_kv_heads, self.key_norm), heads(self.value, self.n_kv_heads)
         if angles is not None:
             query, key = rotate(query, angles, self.pairs), rotate(key, angles, self.pairs)
-        seen = Memory(key, value, position)
-        if memory is not None:
-            seen = Memory(*(extended(old, new, slot) for old, new in zip(memory, seen, strict=True)))
+        query, key, value = (jnp.swapaxes(each, 1, 2) for each in (query, key, value))
+        new = Memory(key, value, position)
+        seen = new if memory is None else extended(memory, new, slot)
         if self.window is not None:
             mask = mask & (position[:, :, None] - seen.position[:, None, :] < self.window)
-        attended = self._attend(query, seen.key, seen.value, mask)
+        parts = [seen] if memory is None or slot is not None else [memory, new]
+        attended = attend(query, parts, mask, self.scale, self.cap)
         return self.out(attended if packing is None else pack(attended, packing)), seen
-
-    def _attend(self, query: Array, key: Array, value: Array, mask: Array) -> Float[Array, "N T q"]:
-        n, t, _, d = query.shape
-        grouped = query.reshape(n, t, self.n_kv_heads, -1, d)
-        scores = jnp.einsum("ntkgd,nskd->nkgts", grouped, key, precision="highest")
-        scores = scores.astype(jnp.float32) * self.scale
-        scores = scores if self.cap is None else capped(scores, self.cap)
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
-        out = jnp.einsum("nkgts,nskd->ntkgd", weights.astype(value.dtype), value, precision="highest")
-        return out.reshape(n, t, -1)
 
 
 class MLP(nnx.Module):
@@ -317,20 +300,6 @@ class Decoder(nnx.Module):
 def normalised(x: Float[Array, "*N d_model"], norm: Norm | None) -> Float[Array, "*N d_model"]:
     """The norm of x, or x where there is none."""
     return x if norm is None else norm(x)
-
-
-def capped(x: Float[Array, "*N"], cap: float) -> Float[Array, "*N"]:
-    """x where it is small, never beyond +-cap."""
-    return cap * jnp.tanh(x / cap)
-
-
-def extended(
-    memory: Shaped[Array, "N K *rest"], new: Shaped[Array, "N T *rest"], slot: Int[Array, ""] | None
-) -> Shaped[Array, "N K2 *rest"]:
-    """The memory with new tokens behind it, or in place of its tokens from `slot` on."""
-    if slot is None:
-        return jnp.concatenate([memory, new], axis=1)
-    return jax.lax.dynamic_update_slice_in_dim(memory, new, slot, axis=1)
 
 
 def tapped(x: Float[Array, "N T d"], taps: Sequence[Tap], layer: int, site: str) -> Float[Array, "N T d"]:
