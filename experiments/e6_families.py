@@ -30,7 +30,7 @@ from experiments.drawing import (
     write,
 )
 from experiments.e5_activations import Vectors, by_layer, last, rows_of
-from experiments.interference import Moved, foretold, moved
+from experiments.interference import FORETOLD, Moved, foretold, moved
 from jaxedit.pipeline.measured import Row
 from jaxedit.report.record import layer_of
 
@@ -75,12 +75,9 @@ def main(options: Families) -> None:
         for name, one in families.items()
         for editor in options.editors
     ]
-    size = [
-        text
-        for name, one in families.items()
-        for text in ("", f"`{name}`", "", *foretold(one.tables, one.far))
-    ]
-    table = [*summary_table(tables), "", *markdown(head, norms), *size]
+    size = [[f"`{name}`", *row] for name, one in families.items() for row in foretold(one.tables, one.far)]
+    tables_of = [markdown(head, norms), markdown(["family", *FORETOLD], size)]
+    table = [*summary_table(tables), *(text for lines in tables_of for text in ("", *lines))]
     numbers = {"arms": brief(tables), "moved": {name: one.far for name, one in families.items()}}
     write(options, "e6", numbers, table, side_by_side(families, options.editors))
 
@@ -129,10 +126,11 @@ def side_by_side(families: Mapping[str, Family], editors: Sequence[str]) -> Figu
             log_if_wide(axis, "y")
         for axis in (panels[1], panels[2]):
             axis.set_ylim(0, 103)
-    titles = ("norm, over the unedited", "recall of other facts, %", "the same", "norm of MLP outputs, edits")
+    known = "recall of other facts, %"
+    titles = ("norm, over the unedited", known, known, "norms of MLPs, on edits")
     below = ("facts edited", "facts edited", "outputs for other facts moved", "layer")
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=7)
     for axis, x in zip(axes[-1], below, strict=True):
         axis.set_xlabel(x)
     figure.legend(

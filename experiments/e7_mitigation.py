@@ -26,12 +26,13 @@ from experiments.drawing import (
     curves,
     growth,
     log_if_wide,
+    markdown,
     named,
     sheet,
     summary_table,
     write,
 )
-from experiments.interference import Moved, foretold, moved
+from experiments.interference import FORETOLD, Moved, foretold, moved
 
 MARKERS = ("o", "s", "^")
 
@@ -60,7 +61,7 @@ def main(options: Mitigation) -> None:
         "",
         f"Below an ES of {options.least:g} right after the edit: {below or 'none'}.",
         "",
-        *foretold(tables, far),
+        *markdown(FORETOLD, foretold(tables, far)),
     ]
     numbers = {"below": below, "arms": brief(tables), "moved": far}
     write(options, "e7", numbers, table, scatter(tables, far, below))

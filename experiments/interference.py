@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.stats import spearmanr
 
 from experiments.asking import known_controls
 from experiments.common import NULLS, Arm, Json, Study, kept, models_at, steps_of
-from experiments.drawing import Tables, at_measurements, markdown
+from experiments.drawing import Tables, at_measurements
 from jaxedit.data.encode import encode_requests
 from jaxedit.diagnostics.norms import drift
 from jaxedit.lookup import bare_rows, rows_of, split_pass
@@ -66,8 +67,14 @@ def lookup_keys(prepared: Prepared, first: Matrices, controls: str) -> dict[str,
     return {path: jnp.asarray(split.trace.key[layer][bare, 0]) for layer, path in layers.items()}
 
 
-def foretold(tables: Tables, far: Moved) -> list[str]:
-    """How well size and place of a change foretell recall: rank correlations over arms, seeds and measurements."""
+FORETOLD = ("models", "points", "recall with norm", "recall with outputs moved")
+
+
+def foretold(tables: Tables, far: Moved) -> list[list[Any]]:
+    """How well size and place of a change foretell recall: rank correlations over arms, seeds and measurements.
+
+    Rows of a table with the head `FORETOLD`; none where outputs were not measured.
+    """
     if not all(one for found in far.values() for one in found):
         return []
     rows = []
@@ -84,4 +91,4 @@ def foretold(tables: Tables, far: Moved) -> list[str]:
         recall, norm, away = np.array(points).T
         by = [f"{spearmanr(x, recall).statistic:.2f}" for x in (norm, away)]
         rows.append([", ".join(models), len(points), *by])
-    return markdown(["models", "points", "recall with norm", "recall with outputs moved"], rows)
+    return rows

@@ -38,7 +38,7 @@ class ValueConfig:
     kl: float = 0.0625
     stop_loss: float = 0.05
     # Of a batch's room: sizes of the loop beside the whole. Without any, prefixes that rows share run for each too.
-    shares: tuple[float, ...] = (0.38, 0.55, 0.7)
+    shares: tuple[float, ...] = (0.3, 0.4, 0.55)
     patience: int | None = (
         None  # MPES: stop once the target was most probable at this many steps; None: never
     )
