@@ -1,6 +1,6 @@
-"""Times many sequences at once against the same sequences one after the other, on a tiny random model.
+"""Times many sequences at once against the same sequences one after the other, on a small model.
 
-    python scripts/bench_many.py [--sequences 16] [--edits 50] [--editor memit] [--json FILE]
+    python scripts/bench_many.py [--sequences 16] [--edits 50] [--editor memit] [--model FOLDER] [--json FILE]
 
 Both run the same compiled scan over the same edits in other orders; compilation is apart. Prints throughputs.
 """
@@ -10,11 +10,11 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -24,9 +24,14 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from jaxedit.data import Fact, encode_requests, load_facts
+from jaxedit.data.corpus import read_text, token_blocks
 from jaxedit.editors import Settings, method
+from jaxedit.models.sources import Checkpoint, load
+from jaxedit.statistics import second_moments
 from jaxedit.trajectory.run import Chunk, chunk_function, many_function, stack
 from tests.cases import FACTS, make_case
+from tests.reference.tiny import TINY_CONTEXTS
 
 REPEATS = 3
 
@@ -39,21 +44,23 @@ class Bench:
     edits: int = 50
     """Of each sequence, one fact at a time."""
     editor: str = "memit"
+    model: Path | None = None
+    """A folder of `experiments.small_models`, its files beside it; by default a tiny random model."""
     json: Path | None = None
 
 
 def main(bench: Bench) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        case = make_case("gpt2", Path(folder))
-    chosen = method(bench.editor)
-    config = chosen.configure(case.model.config, Settings(layers=(0, 1)))
+    ready = tiny() if bench.model is None else trained(bench.model)
+    model, chosen = ready.checkpoint.model, method(bench.editor)
+    config = chosen.configure(model.config, Settings(layers=ready.layers))
     values = dataclasses.replace(config.values, shares=(), stop_loss=0.0)
-    editor = chosen.build(case.model, case.moments, dataclasses.replace(config, values=values))
-    params, rng = case.params((0, 1)), np.random.default_rng(0)
-    requests = case.encode(FACTS)
+    editor = chosen.build(model, ready.moments, dataclasses.replace(config, values=values))
+    params = model.split(ready.checkpoint.params, model.edited_paths(ready.layers).values())
+    rng, facts = np.random.default_rng(0), ready.facts
+    requests = encode_requests(facts, ready.checkpoint.tokenizer, TINY_CONTEXTS, max_length=128)
 
     def chunk() -> Chunk:
-        order = rng.integers(0, len(FACTS), bench.edits)
+        order = rng.integers(0, len(facts), bench.edits)
         batches = [jax.tree.map(lambda x: x[np.array([i])], requests) for i in order]  # noqa: B023
         return Chunk(stack(batches), None, jnp.ones(bench.edits, bool))
 
@@ -84,6 +91,30 @@ def main(bench: Bench) -> None:
     if bench.json is not None:
         content = {"bench": dataclasses.asdict(bench) | {"json": None}, "device": device, "seconds": found}
         bench.json.write_text(json.dumps(content | {"ratio": ratio}, indent=1) + "\n")
+
+
+class Ready(NamedTuple):
+    """A model, and what an editor needs with it."""
+
+    checkpoint: Checkpoint
+    facts: Sequence[Fact]
+    layers: tuple[int, ...]
+    moments: Mapping[int, jax.Array]
+
+
+def tiny() -> Ready:
+    """Two layers of the tests' random model."""
+    with tempfile.TemporaryDirectory() as folder:
+        case = make_case("gpt2", Path(folder))
+    return Ready(case.checkpoint, FACTS, (0, 1), case.moments)
+
+
+def trained(folder: Path) -> Ready:
+    """The first layer of a small model that knows facts."""
+    checkpoint = load(str(folder))
+    blocks = token_blocks(read_text(folder.parent / "corpus.txt"), checkpoint.tokenizer, 128, 10_240)
+    moments = second_moments(checkpoint.model, checkpoint.params, blocks, (0,))
+    return Ready(checkpoint, load_facts(str(folder.parent / "facts.jsonl"))[:100], (0,), moments)
 
 
 def timed(run: Callable[[], None]) -> float:

@@ -91,9 +91,9 @@ def test_a_change_is_a_small_file_for_the_same_base(home: Path, editor: str) -> 
 
 @pytest.mark.parametrize("editor", SETTINGS)
 def test_a_branch_goes_on_as_its_run_did(home: Path, editor: str) -> None:
-    """All facts here need arrays of the same shapes."""
+    """All facts here need arrays of the same shapes, and chunks are as long: it is the same program."""
     branch = home / f"{editor}-branch"
-    main(["branch", str(home / editor), "1", str(branch), "--chunk", "1"])
+    main(["branch", str(home / editor), "1", str(branch)])
     folder = RunFolder.open(branch)
     assert folder.read("environment")["branch"]["step"] == 1
     assert folder.updates == 2

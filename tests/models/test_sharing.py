@@ -1,10 +1,13 @@
 """Tokens that rows have in common from their start."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array
 
 from jaxedit.lookup import Rows, prefix_pass, rows_of
+from jaxedit.models.attention import Memory
 from jaxedit.models.sharing import owned, owners
 from tests.cases import FACTS, Case
 
@@ -47,8 +50,16 @@ def test_shared_prefixes_run_once_and_come_out_the_same(gpt2: Case) -> None:
     params = gpt2.params((1,))
     whole = compiled(params, rows, ())
     for shares in ((0.5 * needed, needed + 1e-6), (0.5 * needed,)):  # the second holds it, then none
-        for a, b in zip(jax.tree.leaves(compiled(params, rows, shares)), jax.tree.leaves(whole), strict=True):
-            real = np.broadcast_to(
-                np.asarray(rows.prefix_valid).reshape(*a.shape[:2], *[1] * (a.ndim - 2)), a.shape
-            )
-            np.testing.assert_allclose(a[real], b[real], atol=2e-6)
+        found = compiled(params, rows, shares)
+        for a, b in zip(by_tokens(*found), by_tokens(*whole), strict=True):
+            np.testing.assert_allclose(a[rows.prefix_valid], b[rows.prefix_valid], atol=2e-6)
+
+
+def by_tokens(hidden: Array, memory: dict[int, Memory]) -> list[Array]:
+    """All of it with the tokens on the second axis."""
+    kept = [
+        jnp.moveaxis(x, axis, 1)
+        for layer in memory.values()
+        for x, axis in zip(layer, (2, 2, 1), strict=True)
+    ]
+    return [hidden, *kept]
