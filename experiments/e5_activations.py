@@ -8,7 +8,6 @@ of random updates of the same size.
 
 import csv
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from jaxedit.pipeline.measure import measures_at
 from jaxedit.pipeline.measured import Row
 from jaxedit.pipeline.watch_config import MeasureConfig
 
+Ends = dict[tuple[str, str, str, str], float]
 VECTORS = ("key", "mlp", "attention", "residual", "final")
 SHIFTED = ("norm", "angle", "mean_shift", "frechet")
 HEAD = (
@@ -99,7 +99,7 @@ def measure(options: Vectors, path: Path, seed: int) -> list[list]:
     return [list(row) for row in measures_at(path, steps, config)]
 
 
-def last(rows: Sequence[Row], model: str) -> dict[tuple[str, str, str, str], float]:
+def last(rows: list[Row], model: str) -> Ends:
     """Values at the last step by vector, prompt set, position and measure."""
     end = max(row.step for row in rows)
     chosen = [row for row in rows if row.step == end and row.model == model]
@@ -163,7 +163,7 @@ def ratios(found: dict[str, list[list[Row]]], null: Match) -> Figure:
     return figure
 
 
-def by_layer(values: dict, vector: str, prompts: str, position: str) -> list[float]:
+def by_layer(values: Ends, vector: str, prompts: str, position: str) -> list[float]:
     """Norm ratios of a vector, the first layer first."""
     places = [
         key

@@ -29,12 +29,12 @@ from experiments.drawing import (
     summary_table,
     write,
 )
-from experiments.e5_activations import Vectors, by_layer, last, rows_of
+from experiments.e5_activations import Ends, Vectors, by_layer, last, rows_of
 from experiments.interference import FORETOLD, Moved, foretold, moved
-from jaxedit.pipeline.measured import Row
 from jaxedit.report.record import layer_of
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen3", "gemma2")
+SHOWN = ("edited", "random")
 ON_EDITS, ON_TEXT = ("edited", "subject_last"), ("text", "last")
 NORMS = {
     "edited MLP, edits": ("mlp", "written", ON_EDITS),
@@ -60,7 +60,7 @@ class Family:
 
     tables: Tables
     far: Moved
-    vectors: Mapping[str, Sequence[Sequence[Row]]]
+    vectors: Mapping[str, Mapping[str, Sequence[Ends]]]  # by editor and by model
 
 
 def main(options: Families) -> None:
@@ -76,8 +76,13 @@ def main(options: Families) -> None:
         for editor in options.editors
     ]
     size = [[f"`{name}`", *row] for name, one in families.items() for row in foretold(one.tables, one.far)]
-    tables_of = [markdown(head, norms), markdown(["family", *FORETOLD], size)]
-    table = [*summary_table(tables), *(text for lines in tables_of for text in ("", *lines))]
+    table = [
+        *summary_table(tables),
+        "",
+        *markdown(head, norms),
+        "",
+        *markdown(["family", *FORETOLD], size),
+    ]
     numbers = {"arms": brief(tables), "moved": {name: one.far for name, one in families.items()}}
     write(options, "e6", numbers, table, side_by_side(families, options.editors))
 
@@ -88,7 +93,11 @@ def measure(options: Families, model: str) -> Family:
     arms = {editor: arm(study, editor) for editor in options.editors}
     tables = dict(zip(arms, every_seed(study, [*arms.values()]), strict=True))
     far = {editor: [moved(study, one, seed) for seed in study.seeds] for editor, one in arms.items()}
-    vectors = {editor: [rows_of(study, one, seed) for seed in study.seeds] for editor, one in arms.items()}
+    rows = {editor: [rows_of(study, one, seed) for seed in study.seeds] for editor, one in arms.items()}
+    vectors = {
+        editor: {model: [last(one, model) for one in found] for model in SHOWN}
+        for editor, found in rows.items()
+    }
     return Family(tables, far, vectors)
 
 
@@ -97,7 +106,7 @@ def norm_row(family: Family, editor: str) -> list[str]:
     written = layer_of(next(iter(family.tables[editor][0]["norm"])))
 
     def ratio(model: str, vector: str, which: str, prompts: tuple[str, str]) -> str:
-        values = [by_layer(last(rows, model), vector, *prompts) for rows in family.vectors[editor]]
+        values = [by_layer(ends, vector, *prompts) for ends in family.vectors[editor][model]]
         return shown([found[written if which == "written" else -1] for found in values])
 
     return [f"{ratio('edited', *of)} ({ratio('random', *of)})" for of in NORMS.values()]
@@ -112,12 +121,12 @@ def side_by_side(families: Mapping[str, Family], editors: Sequence[str]) -> Figu
             found = family.tables[editor]
             facts, far = found[0]["facts"], family.far[editor]
             line(panels[0], found[0]["edits"], [growth(table) for table in found], label, colour)
-            for model, style in (("edited", "-"), ("random", ":")):
+            for model, style in zip(SHOWN, ("-", ":"), strict=True):
                 recall = [100 * np.asarray(table[model]["recall"]) for table in found]
                 line(panels[1], facts, recall, "", colour, style)
                 away = np.mean([one[model] for one in far], axis=0)
                 panels[2].plot(away, np.mean(recall, axis=0), color=colour, ls=style, marker=".", ms=3)
-                mlps = [by_layer(last(rows, model), "mlp", *ON_EDITS) for rows in family.vectors[editor]]
+                mlps = [by_layer(ends, "mlp", *ON_EDITS) for ends in family.vectors[editor][model]]
                 line(panels[3], range(len(mlps[0])), mlps, "", colour, style)
         panels[0].set_ylabel(editor)
         level(panels[0], 1.0)

@@ -103,6 +103,16 @@ def test_a_branch_goes_on_as_its_run_did(home: Path, editor: str) -> None:
         assert same_bits(found.at(step), original.at(step + 1)), step
 
 
+@pytest.mark.parametrize("editor", SETTINGS)
+def test_a_branch_in_other_chunks_is_another_program_with_the_same_updates(home: Path, editor: str) -> None:
+    branch = home / f"{editor}-branch-of-ones"
+    main(["branch", str(home / editor), "1", str(branch), "--chunk", "1"])
+    found, original = (pipeline.trajectory(run)[0] for run in (branch, home / editor))
+    assert same_bits(found.at(0), original.at(1))
+    for step in (1, 2):
+        np.testing.assert_allclose(found.at(step)[PATH], original.at(step + 1)[PATH], rtol=0, atol=1e-6)
+
+
 def test_a_branch_takes_another_editor_and_keeps_what_was_edited(home: Path) -> None:
     """Settings go with the editor: those of the run before, made for fine-tuning, do not."""
     branch, other = home / "other", str(home / "facts.jsonl")

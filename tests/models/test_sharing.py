@@ -57,9 +57,5 @@ def test_shared_prefixes_run_once_and_come_out_the_same(gpt2: Case) -> None:
 
 def by_tokens(hidden: Array, memory: dict[int, Memory]) -> list[Array]:
     """All of it with the tokens on the second axis."""
-    kept = [
-        jnp.moveaxis(x, axis, 1)
-        for layer in memory.values()
-        for x, axis in zip(layer, (2, 2, 1), strict=True)
-    ]
-    return [hidden, *kept]
+    kept = [layer.by_tokens(lambda x, axis: jnp.moveaxis(x, axis, 1)) for layer in memory.values()]
+    return jax.tree.leaves((hidden, kept))
