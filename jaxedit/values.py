@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxedit.batching import all_of, largest
 from jaxedit.linalg import safe_norm
 from jaxedit.lookup import Rows, SplitPass
 from jaxedit.models.decoder import Decoder, Tap
@@ -116,9 +117,8 @@ def optimise_values(
         def needed(running: Bool[Array, "B"]) -> Bool[Array, ""]:
             if smaller is None:
                 return jnp.bool_(True)
-            return (real_tail(of(running)).sum() > smaller.tokens) | (
-                asked(of(running)).sum() > smaller.reads
-            )
+            tokens, reads = real_tail(of(running)).sum(), asked(of(running)).sum()
+            return (largest(tokens) > smaller.tokens) | (largest(reads) > smaller.reads)
 
         return Stage(objective, needed)
 
@@ -343,7 +343,7 @@ def _stretch(
     patience = config.steps + 1 if config.patience is None else config.patience
 
     def keep_going(p: _Progress) -> Bool[Array, ""]:
-        return (p.step < config.steps) & ~p.done.all() & stage.needed(~p.done)
+        return (p.step < config.steps) & ~all_of(p.done) & stage.needed(~p.done)
 
     def step(p: _Progress) -> _Progress:
         value, pull_back, hit = jax.vjp(objective, p.delta, has_aux=True)
@@ -351,7 +351,7 @@ def _stretch(
         hits = p.hits + hit
         done = p.done | (value < config.stop_loss) | (hits >= patience) | (p.step == config.steps - 1)
         delta, adam_state = jax.lax.cond(
-            done.all(), lambda: (p.delta, p.adam), lambda: advance(pull_back(jnp.ones_like(value))[0], p)
+            all_of(done), lambda: (p.delta, p.adam), lambda: advance(pull_back(jnp.ones_like(value))[0], p)
         )
         delta = jnp.where(done.reshape(-1, *[1] * (delta.ndim - 1)), p.delta, delta)
         return _Progress(p.step + 1, delta, adam_state, done, losses, p.updates + ~done, hits)

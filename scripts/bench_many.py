@@ -53,7 +53,7 @@ def main(bench: Bench) -> None:
     ready = tiny() if bench.model is None else trained(bench.model)
     model, chosen = ready.checkpoint.model, method(bench.editor)
     config = chosen.configure(model.config, Settings(layers=ready.layers))
-    values = dataclasses.replace(config.values, shares=(), stop_loss=0.0)
+    values = dataclasses.replace(config.values, stop_loss=0.0)
     editor = chosen.build(model, ready.moments, dataclasses.replace(config, values=values))
     params = model.split(ready.checkpoint.params, model.edited_paths(ready.layers).values())
     rng, facts = np.random.default_rng(0), ready.facts

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxedit.batching import largest
+
 T = TypeVar("T")
 
 
@@ -48,7 +50,8 @@ def in_smallest_room(
     if not sizes:
         return run(None)
     runs = [functools.partial(run, size) for size in (*sizes, None)]
-    return jax.lax.switch(sum(size < needed for size in sizes), runs)
+    most = largest(needed)
+    return jax.lax.switch(sum(size < most for size in sizes), runs)
 
 
 @jax.custom_vjp

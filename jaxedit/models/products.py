@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
 BACKWARD, FORWARD, TABLE = 128, 96, 32  # rows from which on both ways are as fast
@@ -42,6 +43,7 @@ def rows_for_columns(x: Float[Array, "*N d"]) -> float:
     return math.prod(x.shape[:-1]) if jax.default_backend() == "cpu" else math.inf
 
 
+@custom_vmap
 def in_columns(x: Float[Array, "*N d_in"], matrix: Float[Array, "d_out d_in"]) -> Float[Array, "*N d_out"]:
     """`x @ matrix^T` as `(matrix @ x^T)^T`."""
     rows = x.reshape(-1, x.shape[-1])
@@ -50,6 +52,18 @@ def in_columns(x: Float[Array, "*N d_in"], matrix: Float[Array, "d_out d_in"]) -
     columns = jax.lax.optimization_barrier(padded.T)
     found = jax.lax.optimization_barrier(jnp.matmul(matrix, columns, precision="highest")).T[: len(rows)]
     return found.reshape(*x.shape[:-1], len(matrix))
+
+
+@in_columns.def_vmap
+def _(axis_size: int, in_batched: list[bool], x: Array, matrix: Array) -> tuple[Array, bool]:
+    """What is mapped over one matrix are more rows of it, and of many rows columns are not made."""
+    if in_batched[1]:
+        return jnp.einsum(
+            f"{'s' if in_batched[0] else ''}...i,soi->s...o", x, matrix, precision="highest"
+        ), True
+    if rows_for_columns(x) <= BACKWARD:
+        return in_columns(x, matrix), True
+    return jnp.einsum("...i,oi->...o", x, matrix, precision="highest"), True
 
 
 def times(x: Array, kernel: Array | None, columns: Array | None) -> Array:

@@ -80,8 +80,8 @@ def many_function(
     """`chunk_function` for M sequences that know nothing of each other: all leaves but the frozen lead with M.
 
     Seeds, orders, fact sets; frozen weights are read once for all. `devices` divide the sequences, whose number
-    must be a multiple of `devices.parts`. A value loop runs at the size that the largest of M
-    batches needs, and prefixes at every size compiled: give it one (`ValueConfig.shares` empty).
+    must be a multiple of `devices.parts`. All M batches of an update run at the size that the largest needs,
+    and until none of their facts goes on.
     """
     step, settle = _step(editor, observe, guard), jax.vmap(_settle(editor, guard))
 

@@ -23,7 +23,7 @@ ORDERS = ((0, 1, 2), (2, 0, 1), (3, 4, 0))
 @pytest.mark.parametrize("spread", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["vmap", "pmap"])
 def test_three_sequences_at_once_are_each_of_them_alone(gpt2: Case, spread: bool) -> None:
     config = memit_config(LAYERS, 0.5, memory=True)
-    values = replace(config.values, learning_rate=0.1, steps=3, weight_decay=0.01, shares=())
+    values = replace(config.values, learning_rate=0.1, steps=3, weight_decay=0.01)
     editor = locate_and_edit(gpt2.model, gpt2.moments, replace(config, values=values))
     params = gpt2.params(LAYERS)
     state, observe = editor.init(params), partial(probe_scores, gpt2.model)
