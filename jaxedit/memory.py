@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 
 from jaxedit.models.config import DecoderConfig
+from jaxedit.models.packing import Size
 
 FLOAT = 4  # bytes; scores of attention and everything read from the vocabulary are float32
 COPIES = 3  # of a distribution over the vocabulary: logits, their logarithmic softmax, the gradient
@@ -34,6 +35,7 @@ class Cut(NamedTuple):
     remat: bool
     needed: int  # bytes for the activations of a piece
     columns: bool = False  # with transposed copies of the frozen matrices (`jaxedit.models.columns`)
+    sizes: tuple[Size, ...] = ()  # of a piece's value loop (`jaxedit.values.ValueConfig.sizes`)
 
 
 def activation_bytes(config: DecoderConfig, work: Work, itemsize: int, remat: bool = False) -> int:

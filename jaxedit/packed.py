@@ -11,10 +11,14 @@ from jaxedit.models.packing import Packing, Size, pack, packing_of, unpack
 from jaxedit.types import Requests
 
 
-def sizes_of(requests: Requests, shares: Sequence[float]) -> list[Size]:
-    """Shares of the tail tokens and predictions that requests can hold, ascending, each once; the last is 1."""
+def sizes_of(requests: Requests, shares: Sequence[float], sizes: Sequence[Size] = ()) -> list[Size]:
+    """The sizes given, or else shares, of the tail tokens and predictions that requests can hold.
+
+    Ascending, each once, the last for all of them.
+    """
     tokens, reads = requests.tail.size, requests.predict_at.size
-    return sorted({Size(math.ceil(tokens * share), math.ceil(reads * share)) for share in (*shares, 1.0)})
+    smaller = sizes or [Size(math.ceil(tokens * share), math.ceil(reads * share)) for share in shares]
+    return sorted({*(Size(min(t, tokens), min(r, reads)) for t, r in smaller), Size(tokens, reads)})
 
 
 def real_tail(requests: Requests) -> Bool[Array, "B R S"]:

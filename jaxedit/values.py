@@ -40,6 +40,9 @@ class ValueConfig:
     stop_loss: float = 0.05
     # Of a batch's room: sizes of the loop beside the whole. Without any, prefixes that rows share run for each too.
     shares: tuple[float, ...] = (0.3, 0.4, 0.55)
+    sizes: tuple[
+        Size, ...
+    ] = ()  # the same in tokens and predictions, where they are known: instead of shares
     patience: int | None = (
         None  # MPES: stop once the target was most probable at this many steps; None: never
     )
@@ -122,7 +125,7 @@ def optimise_values(
 
         return Stage(objective, needed)
 
-    sizes = sizes_of(requests, config.shares)[::-1]
+    sizes = sizes_of(requests, config.shares, config.sizes)[::-1]
     stages = [stage(size, smaller) for size, smaller in itertools.zip_longest(sizes, sizes[1:])]
     values = minimise_by_stages(stages, origin, requests.weight > 0, config)
     if origin.ndim == 2:

@@ -15,10 +15,12 @@ from jaxedit.editors.objective import FactConfig
 from jaxedit.errors import ConfigError
 from jaxedit.memory import KEPT, Cut, Work, activation_bytes, cut_for, device_memory
 from jaxedit.models.columns import column_names
+from jaxedit.models.packing import Size
 from jaxedit.models.products import FORWARD
 from jaxedit.models.sources import Checkpoint
 from jaxedit.parallel import OneDevice
 from jaxedit.pipeline.config import RunConfig
+from jaxedit.pipeline.sizes import sizes_for
 from jaxedit.processes import least_bytes
 
 TRAINED = 4  # times the edited matrices while they are trained: two moments, the gradient, the result
@@ -56,17 +58,18 @@ def cut_of(
             )
         pieces = next(n for n in range(pieces, batch + 1) if batch % n == 0)
     together = -(-each // pieces)
+    sizes: tuple[Size, ...] = ()
+    if isinstance(settings, LocateConfig):
+        limit = checkpoint.model.config.max_positions
+        sizes = sizes_for(facts, checkpoint.tokenizer, len(contexts), together, limit)
     columns = devices.columns
     if columns is None:
-        few = few_tokens(together, work, settings) and isinstance(checkpoint.model.placement, OneDevice)
-        columns = few and copied_bytes(config, checkpoint, settings) < free / 4
-    return Cut(pieces, remat, together * activation_bytes(model, work, itemsize, remat), columns)
-
-
-def few_tokens(facts: int, work: Work, settings: Any) -> bool:
-    """Whether products of so few tokens at a time gain from `jaxedit.models.columns`."""
-    smallest = min(settings.values.shares, default=1.0) if isinstance(settings, LocateConfig) else 1.0
-    return jax.default_backend() == "cpu" and facts * work.tokens * smallest <= FORWARD
+        # Products of so few tokens at a time gain from `jaxedit.models.columns`.
+        least = sizes[0].tokens if sizes else together * work.tokens
+        few = jax.default_backend() == "cpu" and least <= FORWARD
+        alone = isinstance(checkpoint.model.placement, OneDevice)
+        columns = few and alone and copied_bytes(config, checkpoint, settings) < free / 4
+    return Cut(pieces, remat, together * activation_bytes(model, work, itemsize, remat), columns, sizes)
 
 
 def copied_bytes(config: RunConfig, checkpoint: Checkpoint, settings: Any) -> int:

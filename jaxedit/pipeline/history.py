@@ -106,7 +106,8 @@ def branch(
     else:
         start = with_matrices(base, matrices)
         facts, contexts = choose_facts(new, start, report), draw_contexts(new, start)
-    ready = prepare(new, base, facts, contexts, report, matrices)
+    sizes = prepared.cut.sizes if same else None
+    ready = prepare(new, base, facts, contexts, report, matrices, sizes=sizes)
     plan = plan_of(new, ready)  # what cannot be planned leaves no folder
     state = first_state(new, ready, report) if state is None else state
     origin = {"matrices": sorted(matrices), "fingerprint": fingerprint(matrices)}
