@@ -71,3 +71,13 @@ def test_many_at_once_are_each_by_itself() -> None:
     for i in range(4):
         for a, b in zip(together, gradient(x[i], kernels[i]), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [3, BACKWARD], ids=["few", "many"])
+@pytest.mark.parametrize("way", WAYS)
+def test_many_at_once_over_one_matrix_are_more_rows_of_it(way: str, rows: int) -> None:
+    x, kernel, _ = of((4, rows))
+    gradient = jax.grad(lambda x: jnp.square(WAYS[way](x, kernel)).sum())
+    together = jax.vmap(gradient)(x)
+    for i in range(4):
+        np.testing.assert_allclose(together[i], gradient(x[i]), rtol=1e-4, atol=1e-4)
