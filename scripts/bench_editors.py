@@ -74,6 +74,10 @@ def main(bench: Bench) -> None:
         console.print(f"[bold]{name}[/bold]")
         one = time_library(ready, bench.facts, 1)
         many = time_library(ready, bench.batch, bench.batch)
+        console.print(
+            f"{one['seconds']:.2f} s an edit one at a time, {many['seconds']:.2f} s in a batch; PyTorch next",
+            highlight=False,
+        )
         reference = time_oracle(name, ready, bench)
         row = {"editor": name, "one": one, "batch": many, "oracle": reference}
         row["ratio_one"] = reference["one"] / one["seconds"]
