@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import matplotlib as mpl
@@ -34,6 +34,7 @@ from jaxedit.types import as_they_are
 BLOCK = 64  # tokens of a block of held-out text
 NULLS: dict[str, Match] = {"random": "norm", "turned": "spectrum"}
 """Null models: the first matrices, each with a random change that has this in common with the true one."""
+T = TypeVar("T")
 console = Console(stderr=True)
 
 
@@ -151,8 +152,7 @@ def facts_of(study: Study, seed: int) -> Path:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         facts = load_facts(study.beside(study.facts, "facts.jsonl") or "world")
-        order = np.random.default_rng(seed).permutation(len(facts))
-        chosen = known_facts([facts[i] for i in order], study.count, load(study.model))
+        chosen = known_facts(shuffled(facts, seed), study.count, load(study.model))
         if len(chosen) < study.count:
             raise SystemExit(f"{study.model} knows {len(chosen)} of the facts: lower --count")
         dump_jsonl(chosen, file)
@@ -168,9 +168,13 @@ def lines_of(study: Study, seed: int) -> Path:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = [line for line in read_text(corpus).splitlines() if line.strip()]
-        order = np.random.default_rng(seed).permutation(len(lines))
-        replace(file, "\n".join(lines[i] for i in order).encode())
+        replace(file, "\n".join(shuffled(lines, seed)).encode())
     return file
+
+
+def shuffled(items: Sequence[T], seed: int) -> list[T]:
+    """The same in an order drawn by the seed."""
+    return [items[i] for i in np.random.default_rng(seed).permutation(len(items))]
 
 
 def measured(study: Study, arm: Arm, seed: int) -> Json:

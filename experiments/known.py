@@ -9,10 +9,10 @@ Writes OUT/facts.jsonl and OUT/controls.jsonl, which experiments take by --facts
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import tyro
 from rich.console import Console
 
+from experiments.common import shuffled
 from jaxedit.compiling import set_up_compiling
 from jaxedit.data import dump_jsonl, load_facts
 from jaxedit.models.sources import load
@@ -34,8 +34,7 @@ class Known:
 def main(options: Known) -> None:
     set_up_compiling()
     facts = load_facts(options.facts)
-    order = np.random.default_rng(options.seed).permutation(len(facts))
-    known = known_facts([facts[i] for i in order], len(facts), load(options.model))
+    known = known_facts(shuffled(facts, options.seed), len(facts), load(options.model))
     if len(known) <= options.count:
         raise SystemExit(f"{options.model} knows {len(known)} of {len(facts)} facts: lower --count")
     options.out.mkdir(parents=True, exist_ok=True)

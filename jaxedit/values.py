@@ -40,9 +40,8 @@ class ValueConfig:
     stop_loss: float = 0.05
     # Of a batch's room: sizes of the loop beside the whole. Without any, prefixes that rows share run for each too.
     shares: tuple[float, ...] = (0.3, 0.4, 0.55)
-    sizes: tuple[
-        Size, ...
-    ] = ()  # the same in tokens and predictions, where they are known: instead of shares
+    # The same in tokens and predictions, where a run's facts are known: instead of shares.
+    sizes: tuple[Size, ...] = ()
     patience: int | None = (
         None  # MPES: stop once the target was most probable at this many steps; None: never
     )

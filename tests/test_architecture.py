@@ -133,7 +133,7 @@ def test_transformers_is_imported_only_where_text_and_checkpoints_are() -> None:
             ),
         ),
         ("statistics", ("models", "linalg", "types", "errors")),
-        ("editors", ("editors", "types", "linalg", "models", "values", "lookup", "errors")),
+        ("editors", ("editors", "batching", "types", "linalg", "models", "values", "lookup", "errors")),
         ("evaluation", ("evaluation", "processes", "models", "types", "errors")),
         ("diagnostics", ("diagnostics", "models", "linalg", "types", "errors")),
         ("trajectory", ("trajectory", "parallel", "linalg", "configs", "digests", "types", "errors")),

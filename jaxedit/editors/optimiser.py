@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxedit.batching import all_of
 from jaxedit.errors import ConfigError
 
 Trained = Any
@@ -109,7 +110,7 @@ def descend(
         if config.stop_loss:
             done = jnp.sum(losses * share) < config.stop_loss
             gradient = jax.lax.cond(
-                done, lambda: jax.tree.map(jnp.zeros_like, p.weights), lambda: pull_back(share)[0]
+                all_of(done), lambda: jax.tree.map(jnp.zeros_like, p.weights), lambda: pull_back(share)[0]
             )
         else:
             gradient = pull_back(share)[0]

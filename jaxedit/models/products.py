@@ -56,14 +56,11 @@ def in_columns(x: Float[Array, "*N d_in"], matrix: Float[Array, "d_out d_in"]) -
 
 @in_columns.def_vmap
 def _(axis_size: int, in_batched: list[bool], x: Array, matrix: Array) -> tuple[Array, bool]:
-    """What is mapped over one matrix are more rows of it, and of many rows columns are not made."""
-    if in_batched[1]:
-        return jnp.einsum(
-            f"{'s' if in_batched[0] else ''}...i,soi->s...o", x, matrix, precision="highest"
-        ), True
-    if rows_for_columns(x) <= BACKWARD:
+    """What is mapped over one matrix are more rows of it; of many, or of many matrices, columns are not made."""
+    if not in_batched[1] and rows_for_columns(x) <= BACKWARD:
         return in_columns(x, matrix), True
-    return jnp.einsum("...i,oi->...o", x, matrix, precision="highest"), True
+    rows, matrices = ("s" if batched else "" for batched in in_batched)
+    return jnp.einsum(f"{rows}...i,{matrices}oi->s...o", x, matrix, precision="highest"), True
 
 
 def times(x: Array, kernel: Array | None, columns: Array | None) -> Array:

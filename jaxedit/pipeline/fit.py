@@ -64,12 +64,15 @@ def cut_of(
         sizes = sizes_for(facts, checkpoint.tokenizer, len(contexts), together, limit)
     columns = devices.columns
     if columns is None:
-        # Products of so few tokens at a time gain from `jaxedit.models.columns`.
-        least = sizes[0].tokens if sizes else together * work.tokens
-        few = jax.default_backend() == "cpu" and least <= FORWARD
-        alone = isinstance(checkpoint.model.placement, OneDevice)
-        columns = few and alone and copied_bytes(config, checkpoint, settings) < free / 4
+        few = few_tokens(together, work, settings) and isinstance(checkpoint.model.placement, OneDevice)
+        columns = few and copied_bytes(config, checkpoint, settings) < free / 4
     return Cut(pieces, remat, together * activation_bytes(model, work, itemsize, remat), columns, sizes)
+
+
+def few_tokens(facts: int, work: Work, settings: Any) -> bool:
+    """Whether products of so few tokens at a time gain from `jaxedit.models.columns`."""
+    smallest = min(settings.values.shares, default=1.0) if isinstance(settings, LocateConfig) else 1.0
+    return jax.default_backend() == "cpu" and facts * work.tokens * smallest <= FORWARD
 
 
 def copied_bytes(config: RunConfig, checkpoint: Checkpoint, settings: Any) -> int:

@@ -32,6 +32,7 @@ from jaxedit.pipeline.sequence import (
     finish,
     never,
     new_folder,
+    recorded_cut,
     reopen,
 )
 from jaxedit.pipeline.used import used
@@ -43,6 +44,8 @@ from jaxedit.trajectory.writer import refuse_existing
 
 GOES_ON = ("editor", "settings", "network", "transforms", "facts", "text")
 """Settings that a branch has in common with its run where it goes on as that one did."""
+CUT_BY = ("model", "dtype", "batch_size", "devices")
+"""Those by which, further, its batches are cut as that one's were."""
 
 
 def trajectory(path: str | Path, report: Report = quiet) -> tuple[Trajectory, RunConfig, Prepared]:
@@ -106,8 +109,9 @@ def branch(
     else:
         start = with_matrices(base, matrices)
         facts, contexts = choose_facts(new, start, report), draw_contexts(new, start)
-    sizes = prepared.cut.sizes if same else None
-    ready = prepare(new, base, facts, contexts, report, matrices, sizes=sizes)
+    alike = same and all(getattr(new, name) == getattr(config, name) for name in CUT_BY)
+    cut = recorded_cut(parent.folder) if alike else None
+    ready = prepare(new, base, facts, contexts, report, matrices, cut)
     plan = plan_of(new, ready)  # what cannot be planned leaves no folder
     state = first_state(new, ready, report) if state is None else state
     origin = {"matrices": sorted(matrices), "fingerprint": fingerprint(matrices)}

@@ -25,7 +25,6 @@ from jaxedit.evaluation.edits import answers_together
 from jaxedit.evaluation.generation import sample
 from jaxedit.memory import Cut
 from jaxedit.models.columns import columns_of
-from jaxedit.models.packing import Size
 from jaxedit.models.sources import Checkpoint, load
 from jaxedit.moments import load_moments
 from jaxedit.parallel import Devices, devices_for, placed_parameters, replicated
@@ -157,13 +156,12 @@ def prepare(
     report: Report,
     origin: Mapping[str, Array] = MappingProxyType({}),
     cut: Cut | None = None,
-    sizes: Sequence[Size] | None = None,
 ) -> Prepared:
     """The editor with its second moments, and the parameters split for it.
 
     `checkpoint` are the base weights as `load_model` gives them, `origin` matrices that differ from them before the
     first update. The moments are those of the base weights all the same. `cut` is how the run's batches were cut
-    before; by default as `cut_of` says, `sizes` in place of its own where they are given.
+    before; by default as `cut_of` says.
     """
     chosen = method(config.editor)
     resolved = chosen.configure(checkpoint.model.config, config.settings)
@@ -178,7 +176,6 @@ def prepare(
             config.moments, checkpoint, resolved.layers, generate, run_key(config, "corpus"), report
         )
     cut = cut or cut_of(config, checkpoint, facts, contexts, resolved)
-    cut = cut._replace(sizes=tuple(Size(*size) for size in (cut.sizes if sizes is None else sizes)))
     if cut.sizes:
         values = dataclasses.replace(resolved.values, sizes=cut.sizes)
         resolved = dataclasses.replace(resolved, values=values)

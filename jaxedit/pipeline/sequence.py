@@ -16,6 +16,7 @@ from jaxedit.data.sources import load_facts
 from jaxedit.editors import method
 from jaxedit.errors import RunError
 from jaxedit.memory import Cut
+from jaxedit.models.packing import Size
 from jaxedit.parallel import replicated
 from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, check_devices, config_from
 from jaxedit.pipeline.driver import apply_function, guard_for
@@ -137,10 +138,18 @@ def reopen(
     facts = facts_of(folder)
     if not facts and method(config.editor).request == "facts":
         raise RunError(f"{folder.path} has no facts to edit: its facts.jsonl is empty")
-    known = folder.read("environment")
-    cut = Cut(**known["cut"]) if devices is None and "cut" in known else None
-    contexts = tuple(known["contexts"])
+    cut = recorded_cut(folder) if devices is None else None
+    contexts = tuple(folder.read("environment")["contexts"])
     return config, prepare(config, checkpoint, facts, contexts, report, origin, cut)
+
+
+def recorded_cut(folder: RunFolder) -> Cut | None:
+    """How a run's batches were cut; None for one that does not say."""
+    known = folder.read("environment").get("cut")
+    if known is None:
+        return None
+    cut = Cut(**known)
+    return cut._replace(sizes=tuple(Size(*size) for size in cut.sizes))
 
 
 def facts_of(folder: RunFolder) -> list[Fact]:

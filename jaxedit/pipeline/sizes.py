@@ -39,8 +39,10 @@ def by_batch(x: Int[np.ndarray, "F"], together: int) -> Int[np.ndarray, "N"]:
 
 
 def levels(x: Int[np.ndarray, "N"], most: int) -> Int[np.ndarray, "K"]:
-    """At most so many levels, ascending, the last the greatest of x: each x counts as the least level that holds it,
-    and no other choice (from some quantiles) has a lesser sum."""
+    """At most so many levels, ascending, the last the greatest of x.
+
+    Each x counts as the least level that holds it; no other choice (from some quantiles) has a lesser sum.
+    """
     found = np.unique(np.quantile(x, np.linspace(0, 1, CANDIDATES + 1), method="higher"))
     chosen = [
         np.array([*lower, found[-1]])

@@ -3,15 +3,16 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array
 
 from jaxedit.editors.finetune import FineTuneConfig, fine_tune
-from jaxedit.editors.optimiser import rate
+from jaxedit.editors.optimiser import Descent, Objective, descend, optimiser, rate
 from jaxedit.errors import ConfigError
 from jaxedit.types import EditInfo
-from tests.cases import FACTS, LAYER, Case, oracle_facts, relative
+from tests.cases import FACTS, LAYER, Case, equations, oracle_facts, relative
 from tests.reference import gradients as oracle
 from tests.reference import layout
 
@@ -101,3 +102,23 @@ def test_schedules_have_their_values(warmup: int) -> None:
 def test_a_schedule_filled_by_its_warm_up_is_refused(gpt2: Case, options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         fine_tune(gpt2.model, FineTuneConfig((LAYER,), **options))
+
+
+def test_descents_at_once_are_each_alone_and_their_gradient_is_one_branch() -> None:
+    """They stop after different numbers of steps."""
+    config = FineTuneConfig((LAYER,), learning_rate=0.1, steps=20, stop_loss=0.5)
+    transform = optimiser(config)
+
+    def run(start: Array) -> Descent:
+        weights = {"w": start}
+        objective = Objective(lambda given: jnp.square(given["w"]).sum()[None], jnp.ones(1))
+        return descend(objective, weights, transform.init(weights), transform, config)
+
+    starts = jnp.array([[0.8, 0.3], [1.2, -1.0], [0.1, 0.1]])
+    together, alone = jax.vmap(run)(starts), [run(start) for start in starts]
+    assert len({int(one.step) for one in alone}) == len(starts)
+    for i, one in enumerate(alone):
+        found = jax.tree.map(lambda x: x[i], (together.weights, together.losses, together.step))  # noqa: B023
+        jax.tree.map(np.testing.assert_allclose, found, (one.weights, one.losses, one.step))
+    names = [equation.primitive.name for equation in equations(jax.make_jaxpr(jax.vmap(run))(starts).jaxpr)]
+    assert "cond" in names
