@@ -16,8 +16,11 @@ from tests.editors.rows import BATCHES, Row, make_row
 
 TOKENWISE = ("mend", "malmen", "ultraedit", "stableedit")
 ADAPTERS = ("lora", "lora-sequence")
-KINDS = ("alphaedit", "ft", "mend")
-"""One editor of each kind. Uncompiled, others take a minute each."""
+
+
+def quick(*names: str) -> list[Any]:
+    """All editors; what is asked of each takes seconds to minutes, so that of others than these it is a slow test."""
+    return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in METHODS]
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -98,11 +101,7 @@ def test_compiled_once_over_a_sequence(row: Row) -> None:
     assert len(row.traces) == 1
 
 
-@pytest.mark.parametrize(
-    "row",
-    [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in METHODS],
-    indirect=True,
-)
+@pytest.mark.parametrize("row", quick("ft", "mend"), indirect=True)
 def test_update_uncompiled_is_the_compiled_one_and_changes_only_its_matrices(row: Row) -> None:
     params, state, info = row.first()
     with jax.disable_jit():
@@ -135,21 +134,29 @@ def test_finite_is_false_where_a_second_moment_in_use_is_not(row: Row) -> None:
     assert bool(info.finite) != row.method.needs_moments
 
 
-def test_frozen_weights_in_bfloat16_stay_so_and_edited_ones_in_float32(row: Row) -> None:
+def in_bfloat16(row: Row) -> Params:
+    """The same parameters, the frozen ones in half the bytes."""
     half = {path: leaf.astype(jnp.bfloat16) for path, leaf in row.params.frozen.items()}
-    params = Params(row.params.edited, half)
-    update = jax.jit(row.editor.update)
-    after, state, info = update(params, row.state, row.batches[0])
-    assert bool(info.finite)
+    return Params(row.params.edited, half)
+
+
+def test_frozen_weights_in_bfloat16_stay_so_and_edited_ones_in_float32(row: Row) -> None:
+    params = in_bfloat16(row)
+    after, state, info = jax.eval_shape(row.editor.update, params, row.state, row.batches[0])
     assert shapes(after) == shapes(params)
     assert shapes(state) == shapes(row.state)
+    assert shapes(info) == shapes(row.first()[2])
+
+
+@pytest.mark.parametrize("row", quick("alphaedit", "ft", "mend"), indirect=True)
+def test_bfloat16_keeps_what_its_digits_can(row: Row) -> None:
+    after, _, info = jax.jit(row.editor.update)(in_bfloat16(row), row.state, row.batches[0])
+    assert bool(info.finite)
     exact = row.first()[0]
     for path in row.paths:
-        assert after.edited[path].dtype == jnp.float32
         start = np.asarray(row.params.edited[path], np.float64)
-        assert (
-            relative(after.edited[path] - start, exact.edited[path] - start) <= 0.5
-        )  # bfloat16 keeps 3 digits
+        change, wanted = (found.edited[path] - start for found in (after, exact))
+        assert relative(change, wanted) <= 0.5  # it keeps 3 digits
 
 
 def copies(tree: Any) -> Any:
