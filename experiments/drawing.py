@@ -230,10 +230,7 @@ def brief(tables: Tables) -> Json:
     """What a figure shows, as numbers."""
     return {
         label: [
-            {
-                name: table[name]
-                for name in ("facts", "edited", *NULLS, "right_after", "final", "retention", "refused")
-            }
+            {name: table[name] for name in SHOWN}
             | {"growth": at_measurements(table).tolist(), "rises": rises(table)}
             for table in found
         ]

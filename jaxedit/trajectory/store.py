@@ -37,7 +37,6 @@ from jaxedit.types import LowRank, State
 
 FORMAT = 2
 DOCUMENTS = ("config", "environment")
-LARGEST_DOCUMENT = 2**30
 
 
 class RunFolder:
