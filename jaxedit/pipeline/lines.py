@@ -57,8 +57,8 @@ def plain(values: dict[str, np.ndarray], facts: int) -> dict[str, Any]:
 def summary(prepared: Prepared, final: Params, report: Report) -> dict[str, Any]:
     """Scores of all edits on the final model and on the one before, and norms of matrices before and after.
 
-    On the final model also how far both say the same in the neighbourhood (`agreement`).
-    There are no scores where there are no facts.
+    On the final model also how far both say the same in the neighbourhood (`agreement`). Scores are means over facts;
+    `by_fact` has each fact's own, in the order of the facts. There are none where there are no facts.
     """
     checkpoint = prepared.checkpoint
     limit = checkpoint.model.config.max_positions
@@ -70,8 +70,10 @@ def summary(prepared: Prepared, final: Params, report: Report) -> dict[str, Any]
         report("scoring all edits", 1, 2)
         after, said_after = answer_all(checkpoint.model, join(final), probes)
         report("scoring all edits", 2, 2)
-        same = {"neighborhood_agreement": agreement(said_before, said_after, probes)}
-        result["unedited"], result["final"] = summarise(before), summarise(after | same)
+        after["neighborhood_agreement"] = agreement(said_before, said_after, probes)
+        each = {"unedited": before, "final": after}
+        result |= {model: summarise(scores) for model, scores in each.items()}
+        result["by_fact"] = {model: plain(scores, len(prepared.facts)) for model, scores in each.items()}
     norms = matrix_norms(checkpoint.params, final.edited)
     result["unedited_norm"] = {path: float(norm) for path, norm in norms.items()}
     result["final_norm"] = {path: float(jnp.linalg.norm(w)) for path, w in final.edited.items()}

@@ -20,7 +20,7 @@ from jaxedit.cli import main, parse
 from jaxedit.data import Fact, dump_jsonl, encode_probes, load_facts
 from jaxedit.data.shapes import RequestShape
 from jaxedit.errors import ConfigError, RunError
-from jaxedit.evaluation.edits import agreement, answer_all, branch_mask
+from jaxedit.evaluation.edits import agreement, answer_all, branch_mask, score_all
 from jaxedit.models.sources import load
 from jaxedit.pipeline.plan import WORTH, equal_parts, two_shapes
 from tests.reference.tiny import save_tiny, tiny_llama, tiny_tokenizer
@@ -268,6 +268,21 @@ def test_agreement_in_the_summary_is_that_of_both_models(home: Path) -> None:
     summary = json.loads((home / "run" / "summary.json").read_text())
     assert summary["final"]["NG"] == pytest.approx(expected, abs=1e-9)
     assert "NG" not in summary["unedited"]
+
+
+def test_the_summary_has_every_fact_s_own_scores(home: Path) -> None:
+    summary = json.loads((home / "run" / "summary.json").read_text())
+    out = home / "exported-to-score"
+    main(["export", str(home / "run"), str(out)])
+    facts = load_facts(str(home / "run" / "facts.jsonl"))
+    for name, folder in (("unedited", home / "model"), ("final", out)):
+        one, found = load(str(folder)), summary["by_fact"][name]
+        expected = score_all(one.model, one.params, encode_probes(facts, one.tokenizer, max_length=64))
+        assert found.keys() >= expected.keys()
+        for score, values in expected.items():
+            listed = np.array(found[score], float)
+            np.testing.assert_allclose(listed, values, atol=1e-5)
+        assert summary[name]["EM"] == pytest.approx(np.nanmean(np.array(found["rewrite_magnitude"], float)))
 
 
 def test_report_compares_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
