@@ -23,6 +23,7 @@ from jaxedit.errors import ConfigError, RunError
 from jaxedit.evaluation.edits import agreement, answer_all, branch_mask, score_all
 from jaxedit.models.sources import load
 from jaxedit.pipeline.plan import WORTH, equal_parts, two_shapes
+from jaxedit.report.record import read_run
 from tests.reference.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 FACTS = [
@@ -282,6 +283,8 @@ def test_the_summary_has_every_fact_s_own_scores(home: Path) -> None:
         for score, values in expected.items():
             listed = np.array(found[score], float)
             np.testing.assert_allclose(listed, values, atol=1e-5)
+    for score, values in read_run(home / "run").final_scores.items():
+        np.testing.assert_array_equal(values, np.array(summary["by_fact"]["final"][score], float))
         assert summary[name]["EM"] == pytest.approx(np.nanmean(np.array(found["rewrite_magnitude"], float)))
 
 

@@ -123,6 +123,25 @@ def test_runs_that_were_measured_lie_over_each_other(tmp_path: Path) -> None:
     assert not [name for name in alone.payloads if name.endswith(("matrices-compared", "vectors-compared"))]
 
 
+def test_each_edit_is_shown_right_after_it_and_on_the_final_model(tmp_path: Path) -> None:
+    made = record("a")
+    left = {name: values[::-1] for name, values in made.scores.items()}
+    runs = [source(made._replace(final_scores=left)), source(record("kept means alone"))]
+    page = Reader(write_page(runs, tmp_path / "page.html").read_text())
+    views = {tuple(view["key"]): view for view in page.payloads["data-edits"]["views"]}
+    words = ("edited prompt", "paraphrases", "neighbourhood")
+    assert views.keys() == {
+        *(("a", word, when) for word in words for when in ("right after", "final")),
+        *(("kept means alone", word, "right after") for word in words),
+    }
+    for when, scores in (("right after", made.scores), ("final", left)):
+        good, bad = views["a", "paraphrases", when]["traces"]
+        succeeded = scores["paraphrase_success"] == 1
+        for trace, chosen in ((good, succeeded), (bad, ~succeeded)):
+            assert trace["x"] == [int(i) + 1 for i in np.flatnonzero(chosen)]
+            assert trace["y"] == list(scores["paraphrase_magnitude"][chosen])
+
+
 def test_long_lines_are_thinned_and_keep_their_ends() -> None:
     np.testing.assert_array_equal(thinned(5), np.arange(5))
     kept = thinned(12_345)

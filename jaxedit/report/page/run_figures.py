@@ -1,6 +1,6 @@
 """The page's figures of what runs record themselves: scores and norms."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,45 +136,48 @@ def phase_scores(sources: Sequence[Source], labels: Sequence[str]) -> Figure:
 
 
 def single_edits(sources: Sequence[Source], labels: Sequence[str]) -> Figure:
-    """A point an edit: how far the wanted object leads, right after the edit."""
-    views = []
-    for source, label in zip(sources, labels, strict=True):
-        scores = source.record.scores
-        for probe, (word, unit) in PROBES.items():
-            magnitude, success = (
-                scores.get(f"{probe}_{what}", np.array([])) for what in ("magnitude", "success")
-            )
-            if not len(magnitude) or np.isnan(magnitude).all():
-                continue
-            facts = source.facts if len(source.facts) == len(magnitude) else [""] * len(magnitude)
-            traces = []
-            for name, chosen, colour, symbol in (
-                ("all probes succeed", success >= 1 - 1e-6, "#0072B2", "circle"),
-                ("some or all fail", success < 1 - 1e-6, "#D55E00", "x"),
-            ):
-                (at,) = np.nonzero(chosen)
-                traces.append(
-                    {
-                        "type": "scatter",
-                        "mode": "markers",
-                        "name": name,
-                        "x": numbers(at + 1),
-                        "y": numbers(magnitude[at]),
-                        "customdata": [facts[i] for i in at],
-                        "marker": {"color": colour, "symbol": symbol, "size": 7},
-                        "hovertemplate": "edit %{x}, %{customdata}<br><b>%{y:.3f}</b><extra></extra>",
-                    }
-                )
-            layout = panel_layout([""], "edit", unit, {"range": [-1.05, 1.05]}, FROM_0)
-            views.append(View((label, word), traces, layout | {"hovermode": "closest", "showlegend": True}))
+    """A point an edit: how far the wanted object leads, right after the edit and on the final model."""
+    views = [
+        edits_view((label, word, when), source, scores, probe, unit)
+        for source, label in zip(sources, labels, strict=True)
+        for probe, (word, unit) in PROBES.items()
+        for when, scores in zip(PHASES[1:], (source.record.scores, source.record.final_scores), strict=True)
+        if not np.isnan(scores.get(f"{probe}_magnitude", np.nan)).all()
+    ]
     caption = (
-        "How far the wanted object leads the other one right after its edit, in probability; above 0 it wins. "
-        "Drag over points to select them: their facts and mean are listed."
+        "How far the wanted object leads the other one, in probability, right after its edit or on the final "
+        "model; above 0 it wins. Drag over points to select them: their facts and mean are listed."
     )
     columns = ("fact", "outcome", "edit", "magnitude")
-    return Figure(
-        "edits", "Each edit, right after it was made", caption, views, columns, ("run", "prompts"), True
-    )
+    return Figure("edits", "Each edit", caption, views, columns, ("run", "prompts", "when"), True)
+
+
+def edits_view(
+    key: tuple[str, ...], source: Source, scores: Mapping[str, np.ndarray], probe: str, unit: str
+) -> View:
+    """One panel of `single_edits`."""
+    magnitude, success = scores[f"{probe}_magnitude"], scores[f"{probe}_success"]
+    facts = source.facts if len(source.facts) == len(magnitude) else [""] * len(magnitude)
+    traces = []
+    for name, chosen, colour, symbol in (
+        ("all probes succeed", success >= 1 - 1e-6, "#0072B2", "circle"),
+        ("some or all fail", success < 1 - 1e-6, "#D55E00", "x"),
+    ):
+        (at,) = np.nonzero(chosen)
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": name,
+                "x": numbers(at + 1),
+                "y": numbers(magnitude[at]),
+                "customdata": [facts[i] for i in at],
+                "marker": {"color": colour, "symbol": symbol, "size": 7},
+                "hovertemplate": "edit %{x}, %{customdata}<br><b>%{y:.3f}</b><extra></extra>",
+            }
+        )
+    layout = panel_layout([""], "edit", unit, {"range": [-1.05, 1.05]}, FROM_0)
+    return View(key, traces, layout | {"hovermode": "closest", "showlegend": True})
 
 
 def compared_norms(sources: Sequence[Source], labels: Sequence[str]) -> Figure:
