@@ -13,11 +13,10 @@ from jaxedit.data.questions import encode_quizzes
 from jaxedit.data.tasks import few_shot, load_tasks
 from jaxedit.data.tokens import leading_ids
 from jaxedit.evaluation.ability import Ability, ability
-from jaxedit.evaluation.drift import Drift, drift
+from jaxedit.evaluation.drift import Comparison, Drift
 from jaxedit.evaluation.edits import score_all
 from jaxedit.evaluation.entropy import generation_entropy
 from jaxedit.evaluation.generation import sample
-from jaxedit.evaluation.perplexity import perplexity
 from jaxedit.evaluation.retention import AgeGroup, by_age
 from jaxedit.models.sources import Checkpoint
 from jaxedit.pipeline.prepare import Prepared
@@ -51,14 +50,15 @@ class Asked:
 
     def at(self, step: int, now: Matrices, folder: RunFolder) -> AbilityAt:
         """The model after a step of the run in `folder`, whose matrices are `now`."""
-        config, model, blocks = self._config, self._prepared.checkpoint.model, self._blocks
+        config, model = self._config, self._prepared.checkpoint.model
         params, written = Params(now, self._prepared.params.frozen), _Written(folder, step)
+        reading = None if self._text is None else self._text.read(params)
         return AbilityAt(
             step,
             len(written.names),
             {name: ability(model, params, quiz) for name, quiz in self._quizzes.items()},
-            None if blocks is None else perplexity(model, params, blocks, config.batch),
-            None if blocks is None else drift(model, self._first, params, blocks, config.batch),
+            None if reading is None else reading.perplexity,
+            None if reading is None else reading.drift,
             self._speaker.entropy(params) if config.generations else None,
             self._by_age(params, written) if config.retention and written.names else [],
         )
@@ -68,6 +68,12 @@ class Asked:
         probes = jax.tree.map(lambda x: x[rows], self._probes)
         now = score_all(self._prepared.checkpoint.model, params, probes)
         return by_age(now, written.then, written.age, self._config.groups)
+
+    @functools.cached_property
+    def _text(self) -> Comparison | None:
+        """The text, once the model before the first update has read it."""
+        model, blocks = self._prepared.checkpoint.model, self._blocks
+        return None if blocks is None else Comparison(model, self._first, blocks, self._config.batch)
 
     @functools.cached_property
     def _rows(self) -> dict[str, int]:

@@ -99,7 +99,7 @@ def check_questions(config: AbilityConfig) -> None:
     """Raises ConfigError where nothing is asked, and for numbers out of range."""
     if not (config.tasks or config.text or config.generations or config.retention):
         raise ConfigError("nothing is asked: name --tasks or a --text, or leave retention on")
-    require_at_least(config, text_tokens=1, block=1, groups=1, generations=0, generated=1, batch=1)
+    require_at_least(config, text_tokens=2, block=2, groups=1, generations=0, generated=1, batch=1)
 
 
 def check_watch(watch: Watch, chunk: int, several: bool) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from jaxedit.errors import ConfigError
-from jaxedit.evaluation.drift import POSITIONS, divergence, drift
+from jaxedit.evaluation.drift import POSITIONS, Comparison, divergence, drift
+from jaxedit.evaluation.perplexity import perplexity
 from jaxedit.types import Params
 from tests.cases import LAYER, Case, equations
 
@@ -44,6 +45,20 @@ def test_equals_the_sum_over_the_vocabulary(case: Case, size: float, batch: int)
     assert found.kl == pytest.approx(kl.mean().item(), rel=1e-5 if size > 0.1 else 1e-2)
     assert found.agreement == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item())
     assert found.agreement < 1 or size < 0.1
+    loss = -q[:, :-1].gather(-1, torch.tensor(BLOCKS)[:, 1:, None].long()).mean()
+    perplexities = [Comparison(case.model, before, BLOCKS, batch).read(after).perplexity]
+    perplexities.append(perplexity(case.model, after, BLOCKS, batch))
+    assert perplexities == pytest.approx([loss.exp().item()] * 2, rel=1e-5)
+
+
+def test_a_text_is_read_once_for_any_number_of_models(gpt2: Case) -> None:
+    before, after, _ = changed(gpt2, 0.3)
+    others = [jax.tree.map(lambda x: x * size, after) for size in (1.0, 0.9)]  # noqa: B023
+    text = Comparison(gpt2.model, before, BLOCKS, 2)
+    assert text.read(before).drift == (0, 1)
+    assert [text.read(other).drift for other in others] == [
+        drift(gpt2.model, before, other, BLOCKS, 2) for other in others
+    ]
 
 
 def test_a_model_has_not_drifted_from_itself(gpt2: Case) -> None:
@@ -56,7 +71,8 @@ def test_a_model_has_not_drifted_from_itself(gpt2: Case) -> None:
 
 def test_memory_does_not_grow_with_the_text(gpt2: Case) -> None:
     params, tokens, width = gpt2.params([LAYER]), np.zeros((32, 64), np.int32), gpt2.model.config.vocab_size
-    jaxpr = jax.make_jaxpr(divergence.__wrapped__)(gpt2.model, params, params, tokens).jaxpr
+    states = [np.zeros((*tokens.shape, gpt2.model.config.d_model), np.float32)] * 2
+    jaxpr = jax.make_jaxpr(divergence.__wrapped__)(gpt2.model, params, params, tuple(states), tokens).jaxpr
     outputs = [x.aval for equation in equations(jaxpr) for x in equation.outvars]
     tables = [aval.size // width for aval in outputs if aval.shape[-1:] == (width,)]
     assert max(tables) == POSITIONS < tokens.size
