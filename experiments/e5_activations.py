@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.arms import arm
 from experiments.common import Arm, Study, begin, digest, kept
@@ -153,7 +154,7 @@ def ratios(found: dict[str, list[list[Row]]], null: Match) -> Figure:
             axis.set_title(f"{vector}, {prompts}, {position.replace('_', ' ')}", fontsize=7)
             axis.set_ylabel("norm ratio" if j == 0 else "")
             log_if_wide(axis, "y")
-            axis.set_xticks(range(len(values[0])))
+            axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axis.set_xlabel("layer" if i == len(sets) - 1 else "")
     figure.legend(
         loc="outside lower center",
