@@ -70,10 +70,14 @@ def main(bench: Bench) -> None:
     facts = choose_facts(common, checkpoint, quiet)
     for name in bench.editors:
         config = replace(common, editor=name)
-        ready = prepare(config, checkpoint, facts, draw_contexts(config, checkpoint), quiet)
+        contexts = draw_contexts(config, checkpoint)
+        ready, together = (
+            prepare(replace(config, batch_size=size), checkpoint, facts, contexts, quiet)
+            for size in (1, bench.batch)
+        )
         console.print(f"[bold]{name}[/bold]")
         one = time_library(ready, bench.facts, 1)
-        many = time_library(ready, bench.batch, bench.batch)
+        many = time_library(together, bench.batch, bench.batch)
         console.print(
             f"{one['seconds']:.2f} s an edit one at a time, {many['seconds']:.2f} s in a batch; PyTorch next",
             highlight=False,
