@@ -209,7 +209,7 @@ def log_if_wide(axis: Axes, which: str) -> None:
     if len(drawn) and drawn.max() > WIDE * drawn.min():
         axis.set(**{f"{which}scale": "log"})
         scale = axis.xaxis if which == "x" else axis.yaxis
-        scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        scale.set_major_locator(LogLocator(subs=(1,) if drawn.max() > 1e4 * drawn.min() else (1, 2, 5)))
         scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         scale.set_minor_formatter(NullFormatter())
 
