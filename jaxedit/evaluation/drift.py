@@ -26,9 +26,7 @@ class Drift(NamedTuple):
 class Reading(NamedTuple):
     """What a model makes of a text."""
 
-    perplexity: (
-        float  # over all tokens but the first of each block, as `jaxedit.evaluation.perplexity` has it
-    )
+    perplexity: float  # of all tokens but the first of each block; NaN where no block has another
     drift: Drift
 
 
@@ -68,7 +66,7 @@ class Comparison:
             )
         filled = np.concatenate([blocks, np.repeat(blocks[:1], -len(blocks) % batch, axis=0)])
         self._model, self._before, self._shape = model, before, blocks.shape
-        self._batches = [filled[start : start + batch] for start in range(0, len(filled), batch)]
+        self._batches = [jnp.asarray(filled[i : i + batch]) for i in range(0, len(filled), batch)]
         self._states = [to_host(last_states(model, before, tokens)) for tokens in self._batches]
 
     def read(self, after: Params | dict[str, Array]) -> Reading:
@@ -90,7 +88,7 @@ def divergence(
     before: Params | dict[str, Array],
     after: Params | dict[str, Array],
     states: tuple[Float[ArrayLike, "N T d_model"], Float[ArrayLike, "N T d_model"]],
-    tokens: Int[ArrayLike, "N T"],
+    tokens: Int[Array, "N T"],
 ) -> tuple[Float[Array, "N T"], Bool[Array, "N T"], Float[Array, "N T"]]:
     """By position, of `last_states` of both: KL(p_0 || p_t), whether both arg-max agree, -log p_t of the next token.
 
@@ -108,7 +106,6 @@ def divergence(
             kl, loss = (x.astype(jnp.float32) for x in (terms.sum(), -q[following]))
         return kl, logits[0].argmax() == logits[1].argmax(), loss
 
-    tokens = jnp.asarray(tokens)
     flat = [jnp.reshape(h, (tokens.size, -1)) for h in states]
     found = jax.lax.map(compare, (flat, jnp.roll(tokens, -1, axis=1).reshape(-1)), batch_size=POSITIONS)
     kl, same, loss = (x.reshape(tokens.shape) for x in found)
@@ -117,10 +114,10 @@ def divergence(
 
 @jax.jit
 def last_states(
-    model: Model, params: Params | dict[str, Array], tokens: Int[ArrayLike, "N T"]
+    model: Model, params: Params | dict[str, Array], tokens: Int[Array, "N T"]
 ) -> Float[Array, "N T d_model"]:
     """The residual stream after the last layer, of rows without padding."""
-    decoder, tokens = model.bind(params), jnp.asarray(tokens)
+    decoder = model.bind(params)
     valid = jnp.ones(tokens.shape, bool)
     at = positions(valid)
     layers = range(decoder.config.n_layers)

@@ -15,7 +15,6 @@ from jaxedit.trajectory.store import RunFolder
 SCORES = ("ES", "PS", "NS")
 RIGHT_AFTER = {"ES": "rewrite_success", "PS": "paraphrase_success", "NS": "neighborhood_success"}
 AT_THE_END = ("unedited", "final", "unedited_norm", "final_norm")
-NONE: dict[str, Any] = {"final": {}}  # by fact, in runs of versions that kept means alone
 
 
 class RunRecord(NamedTuple):
@@ -33,7 +32,9 @@ class RunRecord(NamedTuple):
     final: dict[str, float]  # the same on the final model
     unedited_norm: dict[str, float]  # ||W||_F of MLP matrices and edited ones before the first update
     final_norm: dict[str, float]  # of each edited matrix as it is used: after `Editor.finalize`
-    final_scores: Mapping[str, Float[np.ndarray, "E"]] = {}  # of each fact on the final model
+    final_scores: Mapping[
+        str, Float[np.ndarray, "E"]
+    ] = {}  # of each fact on the final model, where the run kept them
 
     @property
     def finished(self) -> bool:
@@ -122,7 +123,9 @@ def read_run(path: str | Path) -> RunRecord:
             final=summary["final"],
             unedited_norm=summary["unedited_norm"],
             final_norm=summary.get("final_norm", {}),
-            final_scores={name: _floats(x) for name, x in summary.get("by_fact", NONE)["final"].items()},
+            final_scores={
+                name: _floats(values) for name, values in summary.get("by_fact", {}).get("final", {}).items()
+            },
         )
 
 
