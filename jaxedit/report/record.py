@@ -32,9 +32,7 @@ class RunRecord(NamedTuple):
     final: dict[str, float]  # the same on the final model
     unedited_norm: dict[str, float]  # ||W||_F of MLP matrices and edited ones before the first update
     final_norm: dict[str, float]  # of each edited matrix as it is used: after `Editor.finalize`
-    final_scores: Mapping[
-        str, Float[np.ndarray, "E"]
-    ] = {}  # of each fact on the final model, where the run kept them
+    final_scores: Mapping[str, Float[np.ndarray, "E"]] = {}  # of each fact on the final model
 
     @property
     def finished(self) -> bool:
