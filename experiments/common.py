@@ -18,6 +18,7 @@ from jaxedit.compiling import set_up_compiling
 from jaxedit.data import dump_jsonl, load_facts
 from jaxedit.data.corpus import read_text
 from jaxedit.diagnostics.controls import Match, random_update
+from jaxedit.disk import replace
 from jaxedit.editors import METHODS, Settings
 from jaxedit.linalg import added, frobenius
 from jaxedit.models.sources import load
@@ -27,7 +28,6 @@ from jaxedit.pipeline.used import walk_used
 from jaxedit.pipeline.watch_config import AbilityConfig
 from jaxedit.report.figures import STYLE
 from jaxedit.report.record import read_run
-from jaxedit.trajectory.files import replace
 from jaxedit.trajectory.replay import Matrices, Trajectory
 from jaxedit.types import as_they_are
 

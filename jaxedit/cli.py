@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -175,6 +175,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         say(err, f"error: {error}", style="red")
         raise SystemExit(BAD_INPUT) from None
+    except OSError as error:  # of a file that no part of the library expects to fail
+        if debug:
+            raise
+        say(err, f"error: {error} (--debug shows where)", style="red")
+        raise SystemExit(BAD_INPUT) from None
     except KeyboardInterrupt:
         say(err, "stopped; `jaxedit resume RUN` goes on from the last finished chunk")
         raise SystemExit(STOPPED) from None
@@ -219,8 +224,8 @@ def execute(command: Command, out: Console, err: Console) -> None:
     match command:
         case Run(config=config):
             _edit(lambda report, stop: pipeline.run(config, report, stop), out, err)
-        case Resume(run=run, policy=policy, way=way):
-            devices = None if way is None else DeviceConfig(way, command.tensor, command.distributed)
+        case Resume(run=run, policy=policy):
+            devices = _devices(command)
             _edit(lambda report, stop: pipeline.resume(run, report, stop, policy, devices), out, err)
         case Sweep():
             execute_sweep(command, out, err)
@@ -262,6 +267,16 @@ def _edit(edit: Any, out: Console, err: Console) -> None:
         again = ", layers computed again for gradients" if cut["remat"] else ""
         say(out, f"Pieces of a batch on a device: {cut['pieces']}{again}.")
     say(out, f"The run is in {folder.path}; it took {seconds:.0f} s.")
+
+
+def _devices(command: Resume) -> DeviceConfig | None:
+    """What a run is to go on with; None for what it had."""
+    if command.way is None:
+        if command.tensor != 1 or command.distributed:
+            raise ConfigError("--tensor and --distributed belong to a new --way: give --way mesh with them")
+        return None
+    had = pipeline.devices_of(RunFolder.open(command.run))
+    return replace(had, way=command.way, tensor=command.tensor, distributed=command.distributed)
 
 
 @contextmanager

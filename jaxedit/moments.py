@@ -19,6 +19,7 @@ from jaxedit.data.contexts import Generate, sample_corpus
 from jaxedit.data.corpus import read_text, token_blocks
 from jaxedit.data.tokens import Tokenizer
 from jaxedit.digests import sha256
+from jaxedit.disk import moved
 from jaxedit.errors import StatisticsError
 from jaxedit.models.sources import Checkpoint, default_cache
 from jaxedit.processes import by_first, from_first, to_host
@@ -118,7 +119,7 @@ def write_moment(
     save_file(
         {"second_moment": np.asarray(moment)}, temporary, metadata={"provenance": json.dumps(provenance)}
     )
-    os.replace(temporary, file)
+    moved(temporary, file)
 
 
 def read_moment(file: Path, fingerprint: str) -> Float[Array, "d_k d_k"]:

@@ -107,12 +107,13 @@ def test_transformers_is_imported_only_where_text_and_checkpoints_are() -> None:
     [
         ("errors", ()),
         ("digests", ()),
+        ("disk", ()),
         ("batching", ()),
         ("types", ("types", "errors")),
         ("linalg", ("types", "errors")),
         ("parallel", ("errors",)),
         ("processes", ("errors",)),
-        ("models", ("models", "batching", "parallel", "types", "errors")),
+        ("models", ("models", "batching", "disk", "parallel", "types", "errors")),
         ("data", ("data", "types", "errors")),
         (
             "lookup",
@@ -136,7 +137,7 @@ def test_transformers_is_imported_only_where_text_and_checkpoints_are() -> None:
         ("editors", ("editors", "batching", "types", "linalg", "models", "values", "lookup", "errors")),
         ("evaluation", ("evaluation", "processes", "models", "types", "errors")),
         ("diagnostics", ("diagnostics", "models", "linalg", "types", "errors")),
-        ("trajectory", ("trajectory", "parallel", "linalg", "configs", "digests", "types", "errors")),
+        ("trajectory", ("trajectory", "parallel", "linalg", "configs", "digests", "disk", "types", "errors")),
         (
             "training",
             (
@@ -151,6 +152,7 @@ def test_transformers_is_imported_only_where_text_and_checkpoints_are() -> None:
                 "errors",
                 "configs",
                 "digests",
+                "disk",
             ),
         ),
     ],

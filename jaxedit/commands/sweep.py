@@ -15,12 +15,12 @@ from tyro.conf import Positional, arg
 
 from jaxedit.commands.common import Computing, say
 from jaxedit.configs import require_at_least
-from jaxedit.errors import JaxeditError, RunError
+from jaxedit.disk import replace
+from jaxedit.errors import ConfigError, JaxeditError, RunError
 from jaxedit.pipeline.config import RunConfig
-from jaxedit.pipeline.sweep import Engine, Outcome, points, read_grid, sweep
+from jaxedit.pipeline.sweep import Engine, Outcome, points, read_grid, sweep, toml_value
 from jaxedit.report.record import SCORES, read_run
 from jaxedit.report.tables import percent
-from jaxedit.trajectory.files import replace
 
 COLLECTED = "sweep.json"
 
@@ -46,7 +46,7 @@ def execute_sweep(command: Sweep, out: Console, err: Console) -> None:
     """Makes the runs and writes the table. Raises RunError, with every message, where some failed."""
     require_at_least(command, jobs=1)
     chosen = points(command.config, read_grid(command.grid))
-    options = {name: values[0] for name, values in read_grid(command.options).items()}
+    options = read_options(command.options)
     outcomes = []
     for outcome in sweep(chosen, command.engine, command.jobs, options):
         outcomes.append(outcome)
@@ -60,6 +60,17 @@ def execute_sweep(command: Sweep, out: Console, err: Console) -> None:
     if failed := [row for row in rows if row["error"] is not None]:
         messages = "; ".join(f"{row['run']}: {row['error']}" for row in failed)
         raise RunError(f"{len(failed)} of {len(rows)} runs failed: {messages}")
+
+
+def read_options(options: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE for each; a value is what TOML reads, or the text as it stands, commas included."""
+    found = {}
+    for text in options:
+        name, _, given = text.partition("=")
+        if not name or not given or name in found:
+            raise ConfigError(f"options: {text!r} is not NAME=VALUE with each name once")
+        found[name] = toml_value(given)
+    return found
 
 
 def keep(file: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from jaxedit.disk import moved
 from jaxedit.errors import ModelError
 
 HASHES = ".jaxedit-hashes.json"
@@ -29,7 +30,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         _refuse_used(target)
         if target.is_dir():
             target.rmdir()
-        draft.rename(target)
+        moved(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

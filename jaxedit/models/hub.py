@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from jaxedit.errors import ModelError
+from jaxedit.models.tensorfiles import weight_files
 
 PATTERNS = ["model.safetensors", "model-*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
 PROBE_SECONDS = 4.0
@@ -26,7 +28,13 @@ def fetch(repository: str) -> Path:
 
 
 def fetch_quickly(repository: str) -> Path | None:
-    """The folder of a hub repository, or None where it cannot be had: within seconds if the hub is silent."""
+    """The folder of a hub repository, or None where it cannot be had: within seconds if the hub is silent.
+
+    One that the hub's own cache has whole is taken from there, so that a name means the same weights with and without
+    a network.
+    """
+    if (cached := _cached(repository)) is not None:
+        return cached
     if constants.HF_HUB_OFFLINE:
         return None
     try:
@@ -34,3 +42,14 @@ def fetch_quickly(repository: str) -> Path | None:
         return fetch(repository)
     except Exception:  # whatever the reason, the caller has another source
         return None
+
+
+def _cached(repository: str) -> Path | None:
+    """What a download left in the hub's cache, where that came to its end."""
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=PATTERNS, local_files_only=True))
+        weight_files(folder)
+    except (HfHubHTTPError, LocalEntryNotFoundError, ModelError, OSError):
+        return None
+    needed = ("config.json", "tokenizer.json")
+    return folder if all((folder / name).is_file() for name in needed) else None

@@ -13,7 +13,7 @@ from jaxedit.pipeline.prepare import (
     quiet,
     run_key,
 )
-from jaxedit.pipeline.sequence import Stop, resume, run
+from jaxedit.pipeline.sequence import Stop, devices_of, resume, run
 
 __all__ = [
     "DeviceConfig",
@@ -27,6 +27,7 @@ __all__ = [
     "check",
     "choose_facts",
     "config_from",
+    "devices_of",
     "draw_contexts",
     "generator",
     "known_facts",

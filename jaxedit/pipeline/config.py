@@ -102,8 +102,10 @@ class RunConfig:
     """What is measured on the way."""
     score: bool = True
     """Score every edit right after its update."""
+    order: Literal["file", "random"] = "file"
+    """Order in which the set's facts are taken and edited: the file's own, or one drawn by the seed."""
     seed: int = 0
-    """Of everything random: contexts, sampled text, the order of facts."""
+    """Of everything random: contexts, sampled text, a random order of facts."""
 
 
 def check(config: RunConfig) -> None:

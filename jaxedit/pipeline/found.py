@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,25 @@ def require_new(folder: Path) -> None:
         raise ConfigError(f"{folder} exists already: choose another folder with --out, or remove it")
 
 
+def free(folder: Path, run: RunFolder, steps: Sequence[int], config: Any) -> Path:
+    """The folder, free for writing; where another lies, the next name that is free.
+
+    What asked the same of the same run, which a stop at its end left there, is removed.
+    """
+    if not folder.exists():
+        return folder
+    asked = json.loads(_asked(run, steps, config))
+    try:
+        there = json.loads((folder / "config.json").read_text())
+        same = there | {"run": asked["run"]} == asked  # which may have been moved
+    except (OSError, ValueError, TypeError):
+        same = False
+    if not same:
+        return free(folder.with_name(f"{folder.name}-watched"), run, steps, config)
+    shutil.rmtree(folder)
+    return folder
+
+
 def write_measures(
     folder: Path, run: RunFolder, steps: Sequence[int], config: MeasureConfig, rows: Sequence[Row]
 ) -> None:
@@ -51,7 +71,7 @@ def write_measures(
         np.savez_compressed(draft / "measures.npz", **columns)
         if laws := growth_record(rows, config.seed):
             (draft / "growth.json").write_text(json.dumps(laws, indent=1) + "\n")
-        _write_config(draft, run, steps, config)
+        (draft / "config.json").write_text(_asked(run, steps, config))
 
 
 def write_ability(
@@ -63,17 +83,17 @@ def write_ability(
     """
     with new_folder(folder) as draft:
         (draft / "ability.json").write_text(json.dumps(found, indent=1) + "\n")
-        _write_config(draft, run, steps, config)
+        (draft / "config.json").write_text(_asked(run, steps, config))
 
 
-def _write_config(draft: Path, run: RunFolder, steps: Sequence[int], config: Any) -> None:
+def _asked(run: RunFolder, steps: Sequence[int], config: Any) -> str:
     asked = {
         "run": str(run.path),
         "identity": run.identity,
         "steps": list(steps),
         **dataclasses.asdict(config),
     }
-    (draft / "config.json").write_text(json.dumps(asked, indent=2, default=str) + "\n")
+    return json.dumps(asked, indent=2, default=str) + "\n"
 
 
 def plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from jaxedit.models.sources import Checkpoint
 from jaxedit.parallel import placed_parameters
 from jaxedit.pipeline.config import DeviceConfig, RunConfig, check
 from jaxedit.pipeline.driver import rerun_of, when_needed
+from jaxedit.pipeline.inputs import require_same_files
 from jaxedit.pipeline.plan import plan_of
 from jaxedit.pipeline.prepare import (
     Prepared,
@@ -57,6 +58,7 @@ def trajectory(path: str | Path, report: Report = quiet) -> tuple[Trajectory, Ru
     config = dataclasses.replace(config, devices=recorded)
 
     def rerun() -> Rerun:
+        require_same_files(folder, config)
         ready = prepared if as_it_was else _as_it_was(folder)
         return rerun_of(config, folder, ready, plan_of(config, ready))
 
@@ -88,7 +90,8 @@ def branch(
     With the settings of the first run it goes on as that one did: with the facts that were left, the editor's
     memory carried over; to the bit where these facts need arrays of the same shapes, else to rounding.
     `changes` are settings of `RunConfig` by name; with another of those in `GOES_ON` the memory starts empty. Another
-    editor has its own preset, no network and no warm-up but those in `changes`.
+    editor has its own preset, no network and no warm-up but those in `changes`. Another seed draws contexts and the
+    text of second moments anew; the facts that were left keep their order.
     """
     refuse_existing(Path(out))
     parent, config, prepared = trajectory(path, report)
@@ -103,12 +106,13 @@ def branch(
     edited, state = parent.resumable(step) if same else (parent.at(step), None)
     base = load_model(new)
     matrices = placed_parameters(parent.folder.origin(base.params) | edited, base.model.placement)
+    start = with_matrices(base, matrices)
     if same:
+        require_same_files(parent.folder, config)
         new, facts = rest_of(path, config, prepared.facts, step, new, changes.get("count"))
-        contexts = prepared.contexts
     else:
-        start = with_matrices(base, matrices)
-        facts, contexts = choose_facts(new, start, report), draw_contexts(new, start)
+        facts = choose_facts(new, start, report)
+    contexts = prepared.contexts if same and new.seed == config.seed else draw_contexts(new, start)
     alike = same and all(getattr(new, name) == getattr(config, name) for name in CUT_BY)
     cut = recorded_cut(parent.folder) if alike else None
     ready = prepare(new, base, facts, contexts, report, matrices, cut)

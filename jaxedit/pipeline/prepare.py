@@ -38,7 +38,7 @@ Report = Callable[[str, int, int], None]
 """Called with a stage's name, how much of it is done, and how much there is."""
 
 
-PURPOSES = ("contexts", "corpus")
+PURPOSES = ("contexts", "corpus", "order")
 """What a run draws random numbers for, each from a key of its own."""
 
 
@@ -78,6 +78,8 @@ def choose_facts(config: RunConfig, checkpoint: Checkpoint, report: Report) -> l
     Raises FactError where the set has too few.
     """
     facts = load_facts(config.facts)
+    if config.order == "random":
+        facts = [facts[i] for i in jax.random.permutation(run_key(config, "order"), len(facts)).tolist()]
     if config.network is not None:
         seen = learned_ids(config.network, config.facts)
         facts = [fact for fact in facts if fact.id not in seen]

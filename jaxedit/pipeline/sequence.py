@@ -21,6 +21,7 @@ from jaxedit.parallel import replicated
 from jaxedit.pipeline.config import DeviceConfig, RunConfig, check, check_devices, config_from
 from jaxedit.pipeline.driver import apply_function, guard_for
 from jaxedit.pipeline.follow import Follower, writer_of
+from jaxedit.pipeline.inputs import inputs_of, require_same_files, require_same_model
 from jaxedit.pipeline.lines import metric_lines, summary
 from jaxedit.pipeline.placing import placed, placed_chunk
 from jaxedit.pipeline.plan import Plan, plan_of
@@ -90,7 +91,7 @@ def new_folder(
     """The folder of a run that is about to begin; `origin` and `branch` are those of `history.branch`."""
     documents = {
         "config": dataclasses.asdict(config),
-        "environment": environment(config, prepared),
+        "environment": environment(config, prepared) | {"inputs": inputs_of(config, prepared.checkpoint)},
     }
     if branch is not None:
         documents["environment"]["branch"] = branch
@@ -120,6 +121,7 @@ def resume(
     check_devices(devices)
     join(devices)
     config, prepared = reopen(folder, report, None if devices == had else devices)
+    require_same_files(folder, config, watched=True)
     return finish(config, folder, prepared, plan_of(config, prepared), report, stop, policy)
 
 
@@ -128,12 +130,13 @@ def reopen(
 ) -> tuple[RunConfig, Prepared]:
     """A run's settings and ingredients as they were, on its own kind of devices or on those given.
 
-    Raises RunError where the base weights are others, ConfigError where the devices cannot be had.
+    Raises RunError where the base model is another, ConfigError where the devices cannot be had.
     """
     config = config_from(folder.read("config") | {"out": str(folder.path)})
     config = dataclasses.replace(config, devices=devices or config.devices)
     checkpoint = load_model(config)
-    folder.require_base(config.model, checkpoint.fingerprint)
+    folder.require_base(f"{config.model} in {checkpoint.folder}", checkpoint.fingerprint)
+    require_same_model(folder, checkpoint)
     origin = folder.origin(checkpoint.params)
     facts = facts_of(folder)
     if not facts and method(config.editor).request == "facts":

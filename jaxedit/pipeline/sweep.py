@@ -51,6 +51,11 @@ def _value(name: str, text: str) -> Any:
     if name.split(".")[-1] == "layers" and layers:
         first, last = layers.groups()
         return list(range(int(first), int(last or first) + 1))
+    return toml_value(text)
+
+
+def toml_value(text: str) -> Any:
+    """What TOML reads, or a text without quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -1,23 +1,30 @@
 """Measuring a run while it goes on: what was found at a step is kept on the disk, for a run that is stopped."""
 
 import json
-import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jaxedit.disk import replace
 from jaxedit.errors import RunError
 from jaxedit.parallel import placed_parameters
 from jaxedit.pipeline.asked import Asked
 from jaxedit.pipeline.config import RunConfig
 from jaxedit.pipeline.driver import rerun_of, when_needed
-from jaxedit.pipeline.found import ability_of, measures_of, plain, require_new, write_ability, write_measures
+from jaxedit.pipeline.found import (
+    ability_of,
+    free,
+    measures_of,
+    plain,
+    require_new,
+    write_ability,
+    write_measures,
+)
 from jaxedit.pipeline.measured import Measured, Row
 from jaxedit.pipeline.plan import Plan
 from jaxedit.pipeline.prepare import Prepared, Report
 from jaxedit.pipeline.used import walk_used
 from jaxedit.pipeline.ways import path_of_run, path_rows
-from jaxedit.trajectory.files import replace
 from jaxedit.trajectory.replay import Matrices, Trajectory
 from jaxedit.trajectory.store import RunFolder
 
@@ -77,11 +84,11 @@ class Watcher:
             if config.unedited:
                 rows += self._measured.unedited()
             rows += [row for content in contents for row in content["measures"]]
-            folder = self._own(measures_of(self._run), found.folder.identity)
+            folder = free(measures_of(self._run), found.folder, self.steps, config)
             write_measures(folder, found.folder, self.steps, config, rows)
         if self._watch.ability:
             answers = [content["ability"] for content in contents]
-            folder = self._own(ability_of(self._run), found.folder.identity)
+            folder = free(ability_of(self._run), found.folder, self.steps, self._watch.questions)
             write_ability(folder, found.folder, self.steps, self._watch.questions, answers)
 
     @cached_property
@@ -114,15 +121,3 @@ class Watcher:
                 f"{file} is damaged ({error}): remove it, and `jaxedit resume {self._run}` looks "
                 f"at that step again"
             ) from None
-
-    @staticmethod
-    def _own(folder: Path, identity: str) -> Path:
-        """The folder, free for writing: what this very run left there, stopped at its end, is removed."""
-        try:
-            left = json.loads((folder / "config.json").read_text())["identity"]
-        except (OSError, ValueError, LookupError, TypeError):
-            left = None
-        if left == identity:
-            shutil.rmtree(folder)
-        require_new(folder)
-        return folder

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxedit.configs import build
+from jaxedit.disk import moved
 from jaxedit.editors.hypernet import HyperConfig, Hypernet, fresh
 from jaxedit.errors import ConfigError, StatisticsError
 from jaxedit.models.model import Model
@@ -35,7 +36,7 @@ def save_net(file: str | Path, net: NetFile, fingerprint: str, **provenance: Any
     temporary = file.with_suffix(f".{os.getpid()}.partial")
     tensors = {name: np.array(leaf) for name, leaf in _named(net.hypernet).items()}
     save_file(tensors, temporary, metadata={"provenance": json.dumps(content)})
-    os.replace(temporary, file)
+    moved(temporary, file)
 
 
 def learned_ids(file: str | Path, facts: str) -> frozenset[str]:

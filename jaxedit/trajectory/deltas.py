@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from jaxedit.digests import fingerprint
+from jaxedit.disk import replace
 from jaxedit.errors import RunError
 from jaxedit.linalg import added
-from jaxedit.trajectory.files import disk, replace
+from jaxedit.trajectory.files import room
 from jaxedit.types import LowRank
 
 FORMAT = "jaxedit delta 1"
@@ -44,7 +45,7 @@ def write_delta(file: str | Path, delta: Delta) -> None:
         "before": json.dumps(dict(delta.before)),
         "tensors": fingerprint(tensors),
     }
-    with disk(file):
+    with room(file, "Free some space, then write it again."):
         replace(file, save(tensors, metadata))
 
 

@@ -1,47 +1,19 @@
-"""Writing files so that a stop at any moment leaves the old content or the new, and telling them apart later."""
+"""Documents and checksums of a run's files, and what is said of those that are damaged or find no room."""
 
 import contextlib
 import errno
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxedit.digests import sha256
+from jaxedit.disk import replace
 from jaxedit.errors import RunError
 
 SUMS = "SHA256SUMS"
 """Name of a list of checksums, in the format of `sha256sum --check`."""
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def replace(file: Path, content: bytes) -> None:
-    """Puts `content` in place of `file` in one step, and waits until it is on the disk."""
-    temporary = file.with_suffix(file.suffix + ".partial")
-    with temporary.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, file)
-    sync(file.parent)
-
-
-def append(file: Path, content: bytes) -> None:
-    """Adds `content` at the end, and waits until it is on the disk."""
-    with file.open("ab") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def sync(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:
@@ -102,8 +74,8 @@ def sensible(what: Path | str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def disk(path: Path) -> Iterator[None]:
-    """Turns a full disk into a RunError that says what is safe."""
+def room(path: Path, then: str) -> Iterator[None]:
+    """Turns a full disk into a RunError that says what was to be written, and what to do: `then`."""
     try:
         yield
     except Exception as error:
@@ -112,7 +84,4 @@ def disk(path: Path) -> Iterator[None]:
             word in str(error) for word in ("No space left", "File too large", "quota exceeded")
         ):
             raise
-        raise RunError(
-            f"no space is left for {path}: {error}. All chunks finished before are safe; free some space, "
-            f"then `jaxedit resume {path}`."
-        ) from error
+        raise RunError(f"no space is left for {path}: {error}. {then}") from error

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jaxedit.configs import build
 from jaxedit.digests import sha256
+from jaxedit.disk import append
 from jaxedit.errors import ConfigError, RunError
-from jaxedit.trajectory.files import append
 from jaxedit.trajectory.guard import Policy
 
 
@@ -152,18 +152,22 @@ def read(file: Path, format: int) -> Journal:
         raise RunError(f"{file} is missing: {file.parent} is no run, or its journal was removed") from None
     *lines, rest = content.split(b"\n")
     entries: list[Entry] = []
-    digest = ""
+    digest, last = "", None
     for number, line in enumerate(lines, 1):
-        digest, entry = _parse(line, digest, f"{file}, line {number}", entries, format)
+        digest, entry = _parse(line, digest, f"{file}, line {number}", entries, last, format)
         entries.append(entry)
+        last = entry if isinstance(entry, Finished) else last
     if not entries:
         raise RunError(f"{file} has no finished line: nothing of this run was kept")
     return Journal(tuple(entries), digest, len(content) - len(rest), len(rest))
 
 
-def _parse(line: bytes, digest: str, where: str, before: list[Entry], format: int) -> tuple[str, Entry]:
+def _parse(
+    line: bytes, digest: str, where: str, before: list[Entry], last: Finished | None, format: int
+) -> tuple[str, Entry]:
     good = (
-        f"The {len(before)} lines before it are good: cut the file there and `jaxedit resume` goes on"
+        f"The {len(before)} lines before it are good: keep a copy of the file, cut it there, and "
+        f"`jaxedit branch RUN STEP OUT` goes on elsewhere from what they tell"
         if before
         else "Nothing of the run can be trusted"
     )
@@ -181,20 +185,19 @@ def _parse(line: bytes, digest: str, where: str, before: list[Entry], format: in
         raise RunError(f"{where} is damaged ({type(error).__name__}: {error}). {good}.") from None
     if found != expected or line_again != line + b"\n":
         raise RunError(f"{where} is damaged, or a line before it is missing. {good}.")
-    if problem := _out_of_order(entry, before):
+    if problem := _out_of_order(entry, before, last):
         raise RunError(f"{where}: {problem}. {good}.")
     return expected, entry
 
 
-def _out_of_order(entry: Entry, before: list[Entry]) -> str | None:
+def _out_of_order(entry: Entry, before: list[Entry], last: Finished | None) -> str | None:
     if isinstance(entry, Start) == bool(before):
         return "the start is not the first line"
     if before and isinstance(before[-1], End):
         return "there is more behind the end"
     if isinstance(entry, Finished):
-        chunks = [other for other in before if isinstance(other, Finished)]
-        number, first = len(chunks), chunks[-1].after if chunks else 0
-        bytes_before = chunks[-1].metrics_end if chunks else 0
+        number, first = (last.number + 1, last.after) if last else (0, 0)
+        bytes_before = last.metrics_end if last else 0
         if (entry.number, entry.first) != (number, first) or entry.updates < 1:
             return f"chunk {entry.number} of updates from {entry.first} follows {number} chunks of {first} updates"
         possible = entry.updates <= MOST_UPDATES and bytes_before <= entry.metrics_end <= MOST_BYTES

@@ -9,9 +9,11 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from jaxedit.digests import fingerprint
+from jaxedit.disk import moved, sync
 from jaxedit.errors import RunError
-from jaxedit.trajectory.files import check_sums, sync, write_sums
+from jaxedit.trajectory.files import check_sums, write_sums
 
+LEAF = "leaf"
 SNAPSHOTS = 16
 """Snapshots of the edited matrices that a run keeps, the first one apart."""
 
@@ -43,17 +45,20 @@ def folder_of(root: Path, chunks: int, part: str) -> Path:
 
 
 def save(folder: Path, tree: PyTree) -> None:
-    """Writes a pytree of arrays; the folder appears complete, checksums included, or not at all."""
+    """Writes a pytree of arrays; the folder appears complete, checksums included, or not at all.
+
+    Once this returns it is on the disk.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    sync(folder.parent.parent)
     partial = folder.with_name(folder.name + ".partial")
     for left in (partial, folder):
         shutil.rmtree(left, ignore_errors=True)
     with _checkpointer() as checkpointer:
-        checkpointer.save(partial.absolute(), tree)
+        checkpointer.save(partial.absolute(), _in_a_tree(tree))
         checkpointer.wait_until_finished()
     write_sums(partial)
-    partial.rename(folder)
-    sync(folder.parent)
+    moved(partial, folder)
 
 
 def restore(folder: Path, like: PyTree, expected: str) -> Any:
@@ -63,15 +68,25 @@ def restore(folder: Path, like: PyTree, expected: str) -> Any:
     """
     if problems := check_sums(folder):
         raise RunError(f"{problems[0]}. Other snapshots may be good: `jaxedit verify` tells")
-    abstract = jax.tree.map(_within_reach, like)
+    abstract = _in_a_tree(jax.tree.map(_within_reach, like))
     try:
         with jax.enable_x64(True), _checkpointer() as checkpointer:  # keeps float64 inverses
             tree = checkpointer.restore(folder.absolute(), abstract)
     except Exception as error:  # orbax and tensorstore raise a dozen kinds, by what was altered
         raise RunError(f"{folder} does not hold what this run needs: {error}") from None
+    tree = tree[LEAF] if _is_leaf(like) else tree
     if fingerprint(tree) != expected:
         raise RunError(f"{folder} holds other numbers than the journal says: it was altered")
     return tree
+
+
+def _in_a_tree(tree: PyTree) -> PyTree:
+    """Orbax takes no array by itself, which an editor's state may be."""
+    return {LEAF: tree} if _is_leaf(tree) else tree
+
+
+def _is_leaf(tree: PyTree) -> bool:
+    return jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))
 
 
 def _within_reach(leaf: Any) -> Any:

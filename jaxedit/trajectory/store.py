@@ -121,16 +121,17 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """The metric lines of all finished updates. Raises RunError naming the first chunk that is damaged."""
         lines: list[dict[str, Any]] = []
+        start = 0
         for chunk in self.journal.chunks:
-            content = self.metric_bytes(chunk)
+            content = self._metric_bytes(chunk, start)
             with sensible(self.path / "metrics.jsonl"):
                 lines += [dict(json.loads(line)) for line in content.splitlines()]
+            start = chunk.metrics_end
         return lines
 
-    def metric_bytes(self, chunk: Finished) -> bytes:
-        """The lines of one chunk in metrics.jsonl."""
+    def _metric_bytes(self, chunk: Finished, start: int) -> bytes:
+        """The lines of a chunk in metrics.jsonl, which begin there."""
         file = self.path / "metrics.jsonl"
-        start = self.journal.chunks[chunk.number - 1].metrics_end if chunk.number else 0
         try:
             with file.open("rb") as lines:
                 lines.seek(start)
@@ -227,8 +228,10 @@ class RunFolder:
             if name in DOCUMENTS or name == "facts":
                 file = f"{name}.jsonl" if name == "facts" else f"{name}.json"
                 problems += _problem(lambda: self._bytes(file, digest))  # noqa: B023
+        start = 0
         for chunk in self.journal.chunks:
-            problems += _problem(lambda: self.metric_bytes(chunk))  # noqa: B023
+            problems += _problem(lambda: self._metric_bytes(chunk, start))  # noqa: B023
+            start = chunk.metrics_end
             if chunk.factors:
                 name = factors_name(chunk.number)
                 problems += _problem(lambda: self._bytes_of_updates(name, chunk))  # noqa: B023
@@ -260,7 +263,8 @@ class RunFolder:
                 f"{self.path / 'journal.jsonl'} does not reach the end, but summary.json is there"
             )
         names = {factors_name(chunk.number) for chunk in self.journal.chunks if chunk.factors}
-        files = {f"updates/{file.name}" for file in (self.path / "updates").iterdir()}
+        updates = self.path / "updates"
+        files = {f"updates/{file.name}" for file in updates.iterdir()} if updates.is_dir() else set[str]()
         problems += [f"{self.path / name} is not in the journal" for name in sorted(files - names)]
         for part, numbers in snapshots.retained(len(self.journal.chunks), self.low_rank).items():
             begun = 0 if part == "edited" else self.journal.dense_from or 0

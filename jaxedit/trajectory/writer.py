@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,11 @@ from safetensors.numpy import save as save_tensors
 
 from jaxedit.configs import require_plain_path
 from jaxedit.digests import fingerprint, sha256
+from jaxedit.disk import append, moved, replace
 from jaxedit.errors import RunError
 from jaxedit.trajectory import journal as journals
 from jaxedit.trajectory import snapshots
-from jaxedit.trajectory.files import append, disk, json_bytes, replace, sync
+from jaxedit.trajectory.files import json_bytes, room
 from jaxedit.trajectory.guard import Policy
 from jaxedit.trajectory.journal import End, Finished, Journal, PolicyChange, Start
 from jaxedit.trajectory.run import Step
@@ -56,15 +58,14 @@ def create(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        with disk(path):
+        with room(path, "Free some space, then begin the run again."):
             _fill(partial, documents, facts, edited, state, origin)
             partial.chmod(0o755)
             try:
-                partial.rename(path)
+                moved(partial, path)
             except OSError:
                 refuse_existing(path)
                 raise
-            sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return RunFolder.open(path)
@@ -120,7 +121,7 @@ class RunWriter:
             ) from None
         try:
             self.journal: Journal = journals.read(self._file, FORMAT)
-            with disk(self.path):
+            with self._room():
                 self._drop_unfinished()
         except BaseException:
             self._lock.release()
@@ -150,7 +151,7 @@ class RunWriter:
     def change_policy(self, policy: Policy) -> None:
         """Notes that refused updates are treated in another way from here on."""
         self.wait()
-        with disk(self.path):
+        with self._room():
             self.journal = journals.write(self._file, self.journal, PolicyChange(policy))
 
     def end(self, summary: dict[str, Any]) -> None:
@@ -158,12 +159,12 @@ class RunWriter:
         self.wait()
         journals.require_open(self._file, self.journal)
         content = json_bytes(summary)
-        with disk(self.path):
+        with self._room():
             replace(self.path / "summary.json", content)
             self.journal = journals.write(self._file, self.journal, End(sha256(content)))
 
     def _write(self, done: Done) -> None:
-        with disk(self.path):
+        with self._room():
             number, first = len(self.journal.chunks), self.journal.updates
             steps = jax.tree.map(lambda x: np.asarray(x)[: done.updates], done.steps)
             metrics = "".join(done.lines).encode()
@@ -194,6 +195,10 @@ class RunWriter:
             self.journal = journals.write(self._file, self.journal, entry)
             snapshots.prune(self.path / "snapshots", keep)
 
+    def _room(self) -> AbstractContextManager[None]:
+        safe = "All chunks finished before are safe; free some space"
+        return room(self.path, f"{safe}, then `jaxedit resume {self.path}`.")
+
     @property
     def _metrics_end(self) -> int:
         return self.journal.chunks[-1].metrics_end if self.journal.chunks else 0
@@ -202,7 +207,8 @@ class RunWriter:
         return snapshots.folder_of(self.path / "snapshots", chunks, part)
 
     def _drop_unfinished(self) -> None:
-        """Removes what no line of the journal acknowledges."""
+        """Removes what no line of the journal acknowledges: at most one chunk, else nothing."""
+        self._refuse_cut()
         if self.journal.unfinished:
             os.truncate(self._file, self.journal.size)
             self.journal = self.journal._replace(unfinished=0)
@@ -215,10 +221,29 @@ class RunWriter:
             )
         os.truncate(metrics, self._metrics_end)
         known = {factors_name(chunk.number) for chunk in self.journal.chunks}
-        for file in (self.path / "updates").iterdir():
+        for file in self._updates():
             if f"updates/{file.name}" not in known:
                 file.unlink()
         keep = snapshots.retained(len(self.journal.chunks), self.journal.dense_from is None)
         snapshots.prune(self.path / "snapshots", keep)
         if self.journal.end is None:
             (self.path / "summary.json").unlink(missing_ok=True)
+
+    def _refuse_cut(self) -> None:
+        """Raises RunError where the journal is behind the files by more than what a stop leaves."""
+        chunks, root = len(self.journal.chunks), self.path / "snapshots"
+        factors = [int(name) + 1 for file in self._updates() if (name := file.name.split(".")[0]).isdigit()]
+        states = [int(folder.name) for folder in root.iterdir() if folder.name.isdigit()]
+        entry: Start | Finished = self.journal.chunks[-1] if chunks else self.journal.start
+        lost = entry.state and not snapshots.folder_of(root, chunks, "state").is_dir()
+        if max([*factors, *states], default=0) > chunks + 1 or (lost and max(states, default=0) > chunks):
+            raise RunError(
+                f"{self.path} has files of chunks that its journal, with {chunks}, does not tell of: lines were "
+                f"cut. Nothing was removed. Put the whole journal back, or go on elsewhere from what it tells: "
+                f"`jaxedit branch {self.path} {self.journal.updates} OUT`."
+            )
+
+    def _updates(self) -> list[Path]:
+        """The files of factors; the folder is made anew where a copy of a run left it out, being empty."""
+        (self.path / "updates").mkdir(exist_ok=True)
+        return [*(self.path / "updates").iterdir()]

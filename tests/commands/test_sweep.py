@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from jaxedit.cli import main
+from jaxedit.commands.sweep import read_options
 from jaxedit.data import dump_jsonl
 from jaxedit.errors import ConfigError
 from jaxedit.pipeline import RunConfig
@@ -46,6 +47,13 @@ def test_a_grid_is_read_as_toml_with_names_and_layers() -> None:
 def test_a_grid_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is not SETTING=VALUE"):
         read_grid([text])
+
+
+def test_options_are_values_or_texts_with_their_commas() -> None:
+    found = read_options(["slurm_partition=gpu,gpu2", "timeout_min=600", "slurm_constraint=a=b"])
+    assert found == {"slurm_partition": "gpu,gpu2", "timeout_min": 600, "slurm_constraint": "a=b"}
+    with pytest.raises(ConfigError, match="is not NAME=VALUE"):
+        read_options(["slurm_partition"])
 
 
 def test_points_are_all_combinations_in_folders_of_their_own() -> None:

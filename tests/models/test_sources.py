@@ -190,6 +190,23 @@ def offline_builtin(tiny_gguf: tuple, tmp_path: Path, monkeypatch: pytest.Monkey
     return made
 
 
+def test_a_download_that_came_to_its_end_is_used_without_a_network(
+    tiny_gguf: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--someone--tiny"
+    folder = repository / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    convert(tiny_gguf[0], folder)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    assert hub.fetch_quickly("someone/tiny") == folder
+    assert hub.fetch_quickly("someone/else") is None
+    (folder / "tokenizer.json").unlink()
+    assert hub.fetch_quickly("someone/tiny") is None
+
+
 def test_builtin_is_converted_once_and_again_when_damaged(offline_builtin: list[int], tmp_path: Path) -> None:
     folder = resolve("smollm2-135m", tmp_path)
     assert folder == resolve("smollm2-135m", tmp_path)

@@ -43,6 +43,11 @@ def test_state_comes_back_to_the_bit_in_its_own_precision(tmp_path: Path) -> Non
     assert same_bits(back, inverse)
 
 
+def test_a_state_may_be_one_array(tmp_path: Path) -> None:
+    count = jnp.arange(3, dtype=jnp.int32)
+    assert same_bits(new(tmp_path / "run", count).state(jnp.zeros(3, jnp.int32)), count)
+
+
 def test_same_run_leaves_the_same_bytes(tmp_path: Path) -> None:
     one, other = (make(tmp_path / name, 10).folder.path for name in ("one", "other"))
     for name in ("journal.jsonl", "metrics.jsonl", "summary.json", "updates/000002.safetensors"):
@@ -67,6 +72,56 @@ def test_what_was_not_acknowledged_is_dropped(tmp_path: Path) -> None:
     assert damages(path) == []
     assert (path / "journal.jsonl").read_bytes() == before
     assert len(RunFolder.open(path).metrics()) == 6
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+def test_a_journal_that_was_cut_loses_nothing_else(tmp_path: Path, lines: int) -> None:
+    """With one line less the only state left is beyond the journal, with two more than a stop ever leaves."""
+    path = grow(new(tmp_path / "run"), 12).folder.path
+    journal = path / "journal.jsonl"
+    whole, rows = journal.read_bytes(), journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(rows[:-lines]))
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != ".lock"}
+    with (
+        pytest.raises(RunError, match=r"lines were cut\. Nothing was removed"),
+        RunWriter(RunFolder.open(path)),
+    ):
+        pass
+    assert {file: file.read_bytes() for file in before} == before
+    journal.write_bytes(whole)
+    with RunWriter(RunFolder.open(path)):
+        pass
+    assert damages(path) == []
+
+
+def test_an_empty_folder_that_a_copy_left_out_is_no_damage(tmp_path: Path) -> None:
+    path = new(tmp_path / "run").path
+    (path / "updates").rmdir()
+    assert damages(path) == []
+    with RunWriter(RunFolder.open(path)):
+        pass
+    assert (path / "updates").is_dir()
+
+
+def test_a_snapshot_is_on_the_disk_before_anything_tells_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its files and folders, and the names that lead to them; its own name last."""
+    synced: list[str] = []
+    waits = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        waits(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = tmp_path / "snapshots" / "000001" / "state"
+    save(folder, {"w": jnp.ones((2, 2))})
+    inside = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    draft = f"{folder}.partial/"
+    assert inside <= {name.removeprefix(draft) for name in synced if name.startswith(draft)}
+    assert {str(folder.parents[1]), str(folder.parent), draft[:-1]} <= set(synced)
+    assert synced[-1] == str(folder.parent)
 
 
 def test_two_writers_are_refused(tmp_path: Path) -> None:
