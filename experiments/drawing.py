@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,13 @@ ABSENT = "–"  # in tables
 WIDE = 10.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C564B", "#000000")
 DASHES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
 NULL_MARKERS = {"random": "x", "turned": "+"}
+NULL_SIGNS = {"random": "crosses", "turned": "plus signs"}
+NULL_DASHES = {"random": ":", "turned": (0, (1, 4))}
+OWN = ("memit", "alphaedit", "memit-history", "encore", "r-rome", "ft")
+"""Arms that have the same colour in every figure."""
+STILL = 1e-5  # growth within which a norm is held, so that its steps are rounding
 HEAD = (
     "arm",
     "ES",
@@ -32,6 +38,7 @@ HEAD = (
     "kept of the youngest",
     "kept of the oldest",
     "growth",
+    "change",
     "updates that raise it",
     "recall",
     *NULLS,
@@ -80,8 +87,19 @@ def growth(table: Json) -> np.ndarray:
 
 
 def rises(table: Json) -> float:
-    """Share of updates after which a matrix's norm is larger, mean over the matrices."""
+    """Share of updates after which a matrix's norm is larger, mean over the matrices; NaN where the norm is held."""
+    if np.abs(growth(table) - 1.0).max() < STILL:
+        return float("nan")
     return float(np.mean([np.diff(norm) > 0 for norm in table["norm"].values()]))
+
+
+def changes(table: Json) -> np.ndarray:
+    """||W_t - W_0|| / ||W_0|| of all edited matrices together, where ability was measured.
+
+    From the norm of the random model, whose change is as large: a Gaussian change of n entries is at right angles to
+    W_0 but for a share of 1 / sqrt(n).
+    """
+    return np.sqrt(np.maximum(np.square(at_measurements(table, "random")) - 1.0, 0.0))
 
 
 def at_measurements(table: Json, model: str = "edited") -> np.ndarray:
@@ -120,6 +138,7 @@ def summary_row(label: str, tables: Sequence[Json]) -> list[str]:
         shown(scores("final", "ES"), 1),
         *(shown([100 * kept(table, age) for table in tables], 1) for age in (0, -1)),
         shown([growth(table)[-1] for table in tables], 3),
+        shown([changes(table)[-1] for table in tables]),
         shown([100 * rises(table) for table in tables], 1),
         shown(last("edited", "recall", 100), 1),
         *(shown(last(null, "recall", 100), 1) for null in NULLS),
@@ -133,7 +152,7 @@ def summary_row(label: str, tables: Sequence[Json]) -> list[str]:
 def summary_table(tables: Tables) -> list[str]:
     """All arms; columns from recall on are of the model at the end. What was asked of no arm has no column.
 
-    Edits are kept that took right after and still do: of the youngest quarter, of the oldest.
+    Edits are kept that took right after and still do: of the youngest quarter, of the oldest. Change is `changes`.
     """
     rows = [summary_row(label, found) for label, found in tables.items()]
     measured = [any(row[i] != ABSENT for row in rows) for i in range(len(HEAD))]
@@ -142,34 +161,66 @@ def summary_table(tables: Tables) -> list[str]:
 
 
 def curves(tables: Tables, null: bool = True) -> Figure:
-    """Norm, recall of facts not edited and perplexity against edits, and recall against norm."""
+    """Norm, recall of facts not edited and perplexity against edits, and recall against the size of the change."""
     figure, axes = sheet(2, 2)
     panels = axes.ravel()
     nulls = NULLS if null else {}
-    for i, (label, found) in enumerate(tables.items()):
-        colour, style = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+    looks = looks_of(tables)
+    for label, found in tables.items():
+        colour, style = looks[label].colour, looks[label].dash
         facts, asked = found[0]["facts"], found[0]["edited"]
         line(panels[0], found[0]["edits"], [growth(table) for table in found], label, colour, style)
         if "recall" in asked:
             line(panels[1], facts, _ability(found, "edited", "recall", 100), "", colour, style)
             against(panels[3], found, "edited", color=colour, ls=style, marker=".")
-            for name in nulls:
-                against(panels[3], found, name, color=FAINT, lw=0.7, marker=NULL_MARKERS[name])
         if "perplexity" in asked:
             line(panels[2], facts, _ability(found, "edited", "perplexity"), "", colour, style, True)
+        for name in nulls:
+            faint = {"color": colour, "lw": 0.8, "alpha": 0.7, "ls": NULL_DASHES[name]}
+            marked = {"marker": NULL_MARKERS[name], "ms": 3}
+            if "recall" in asked:
+                recall = band(_ability(found, name, "recall", 100)).mean
+                panels[1].plot(facts, recall, **faint, **marked)
+                against(panels[3], found, name, **faint, **marked)
+            if "perplexity" in asked:
+                logs = band([*np.log(_ability(found, name, "perplexity"))]).mean
+                panels[2].plot(facts, np.exp(logs), **faint, **marked)
     _label(panels)
-    figure.legend(loc="outside lower center", ncols=4)
-    for name, match in nulls.items():
-        panels[3].plot([], [], color=FAINT, lw=0.7, marker=NULL_MARKERS[name], label=f"{name}: same {match}")
-    if nulls:
-        panels[3].legend(loc="best")
+    what = "; ".join(
+        f"{NULL_SIGNS[name]} a random change of the same {match}" for name, match in nulls.items()
+    )
+    figure.legend(loc="outside lower center", ncols=4, title=f"dotted: {what}" if what else None)
     return figure
 
 
+class Look(NamedTuple):
+    """How an arm is drawn."""
+
+    colour: str
+    dash: str
+    marker: str
+
+
+def looks_of(labels: Collection[str]) -> dict[str, Look]:
+    """By arm: those of `OWN` as in every figure, the others in the colours that are left."""
+    names = [label for label in labels if label not in OWN]
+    left = [colour for i, colour in enumerate(COLOURS) if i >= len(OWN) or OWN[i] not in labels]
+    first, found = int(len(names) < len(labels)), {}
+    for i, label in enumerate(names):
+        again = i // len(left) + first
+        look = Look(left[i % len(left)], DASHES[again % len(DASHES)], MARKERS[again % len(MARKERS)])
+        found[label] = look
+    own = {label: Look(COLOURS[i], DASHES[0], MARKERS[0]) for i, label in enumerate(OWN)}
+    return {label: own.get(label) or found[label] for label in labels}
+
+
 def against(axis: Axes, found: Sequence[Json], model: str, **style: Any) -> None:
-    """Recall against this model's own norm, means over seeds."""
-    norms = band([at_measurements(table, model) for table in found]).mean
-    axis.plot(norms, band(_ability(found, model, "recall", 100)).mean, **style)
+    """Recall against the size of the change, which null models share with the edited one; means over seeds.
+
+    From the first measurement after an edit on: before, there is no change.
+    """
+    sizes = band([changes(table) for table in found]).mean
+    axis.plot(sizes[1:], band(_ability(found, model, "recall", 100)).mean[1:], **style)
 
 
 def _ability(found: Sequence[Json], model: str, name: str, factor: float = 1.0) -> list[np.ndarray]:
@@ -181,12 +232,12 @@ def _label(panels: np.ndarray) -> None:
         "norm of the edited matrices, over the unedited",
         "facts not edited that are recalled, %",
         "perplexity of held-out text",
-        "recall against norm",
+        "recall against the size of the change",
     )
     for axis, title in zip(panels, titles, strict=True):
         axis.set_title(title)
         axis.set_xlabel("facts edited")
-    panels[3].set_xlabel("norm of the edited matrices, over the unedited")
+    panels[3].set_xlabel("norm of the change, over that of the unedited")
     for axis in panels[:3]:
         axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     for axis in (panels[0], panels[2]):

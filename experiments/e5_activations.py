@@ -17,16 +17,18 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.arms import arm
 from experiments.common import Arm, Study, begin, digest, kept
-from experiments.drawing import COLOURS, level, line, log_if_wide, markdown, sheet, shown, write
+from experiments.drawing import level, line, log_if_wide, looks_of, markdown, sheet, shown, write
 from jaxedit.diagnostics.controls import Match
 from jaxedit.pipeline import trajectory
 from jaxedit.pipeline.measure import measures_at
 from jaxedit.pipeline.measured import Row
 from jaxedit.pipeline.watch_config import MeasureConfig
+from jaxedit.report.record import layer_of
 
 Ends = dict[tuple[str, str, str, str], float]
 VECTORS = ("key", "mlp", "attention", "residual", "final")
-SHIFTED = ("norm", "angle", "mean_shift", "frechet")
+SHIFTED = ("norm", "mean_shift", "frechet", "chordal")
+FLOORS = {"mean_shift": "mean shift", "frechet": "Fréchet", "chordal": "chordal"}
 HEAD = (
     "vector",
     "prompts",
@@ -35,13 +37,11 @@ HEAD = (
     "random",
     "share of the residual stream, before",
     "after",
-    "overlap",
+    "overlap, chance {chance}",
     "random",
     "CKA",
     "Procrustes residual",
-    "angle of halves",
-    "floor",
-    "random",
+    *(f"{name} over its floor{of}" for name in FLOORS.values() for of in ("", ", random")),
     "beyond the floor",
 )
 
@@ -73,6 +73,7 @@ def main(options: Vectors) -> None:
             for seed, rows in zip(options.seeds, seeds, strict=True):
                 writer.writerows((name, seed, *row) for row in rows)
     write(options, "e5", {"rows": "e5.csv"}, table, ratios(found, options.null))
+    write(options, "e5-shift", {"rows": "e5.csv"}, table, shifts(found, options.null))
 
 
 def rows_of(options: Vectors, one: Arm, seed: int) -> list[Row]:
@@ -129,29 +130,40 @@ def table_of(seeds: list[list[Row]]) -> list[str]:
                 *(shown(column(edited, f"residual_share_{when}")) for when in ("before", "after")),
                 *(shown(column(model, "overlap")) for model in (edited, random)),
                 *(shown(column(edited, name)) for name in ("cka", "procrustes")),
-                *(shown(column(edited, f"half_angle{end}")) for end in ("", "_floor")),
-                shown(column(random, "half_angle")),
+                *(
+                    shown([over_floor(ends, name, where, prompts, position) for ends in model])
+                    for name in FLOORS
+                    for model in (edited, random)
+                ),
                 ", ".join(shifted) or "none",
             ]
         )
-    return markdown(HEAD, lines)
+    chance = next(value for key, value in edited[0].items() if key[-1] == "overlap_chance")
+    return markdown([name.format(chance=f"{chance:.2f}") for name in HEAD], lines)
+
+
+def over_floor(ends: Ends, name: str, *place: str) -> float:
+    """A distance between halves of the prompts before and after, over what 95% of such halves in one model reach."""
+    return ends[(*place, f"half_{name}")] / ends[(*place, f"half_{name}_floor")]  # type: ignore[index]
 
 
 def ratios(found: dict[str, list[list[Row]]], null: Match) -> Figure:
     """Norm ratio at the end against depth, one panel a vector and prompt set."""
     sets = list(dict.fromkeys(row.prompts for row in next(iter(found.values()))[0]))
     figure, axes = sheet(len(VECTORS) - 1, len(sets), height=1.9)
+    looks = looks_of(found)
     for i, prompts in enumerate(sets):
         position = "subject_last" if prompts == "edited" else "last"
         for j, vector in enumerate(VECTORS[:-1]):
             axis = axes[i][j]
             level(axis, 1.0)
-            for (name, seeds), colour in zip(found.items(), COLOURS, strict=False):
+            for name, seeds in found.items():
+                colour = looks[name].colour
                 for model, style in (("edited", "-"), ("random", ":")):
                     values = [by_layer(last(rows, model), vector, prompts, position) for rows in seeds]
                     label = name if (i, j, model) == (0, 0, "edited") else ""
                     line(axis, range(len(values[0])), values, label, colour, style)
-            axis.set_title(f"{vector}, {prompts}, {position.replace('_', ' ')}", fontsize=7)
+            axis.set_title(f"{vector}, {prompts},\n{position.replace('_', ' ')}", fontsize=7)
             axis.set_ylabel("norm ratio" if j == 0 else "")
             log_if_wide(axis, "y")
             axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -164,14 +176,48 @@ def ratios(found: dict[str, list[list[Row]]], null: Match) -> Figure:
     return figure
 
 
+def shifts(found: dict[str, list[list[Row]]], null: Match) -> Figure:
+    """Distances over their floors at the end against depth, a row a prompt set."""
+    sets = list(dict.fromkeys(row.prompts for row in next(iter(found.values()))[0]))
+    panels = [(vector, name) for name in ("frechet", "chordal") for vector in ("mlp", "residual")]
+    figure, axes = sheet(len(panels), len(sets), height=1.9)
+    looks = looks_of(found)
+    for i, prompts in enumerate(sets):
+        position = "subject_last" if prompts == "edited" else "last"
+        for j, (vector, name) in enumerate(panels):
+            axis = axes[i][j]
+            level(axis, 1.0)
+            for editor, seeds in found.items():
+                for model, style in (("edited", "-"), ("random", ":")):
+                    ends = [last(rows, model) for rows in seeds]
+                    values = [
+                        [over_floor(one, name, where, prompts, position) for where in places(one, vector)]
+                        for one in ends
+                    ]
+                    label = editor if (i, j, model) == (0, 0, "edited") else ""
+                    line(axis, range(len(values[0])), values, label, looks[editor].colour, style)
+            axis.set_title(f"{vector}, {prompts},\n{position.replace('_', ' ')}", fontsize=7)
+            axis.set_ylabel(f"{FLOORS[name]} over its floor")
+            log_if_wide(axis, "y")
+            axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+            axis.set_xlabel("layer" if i == len(sets) - 1 else "")
+    figure.legend(
+        loc="outside lower center",
+        ncols=4,
+        title=f"solid: edited, dotted: a random change of the same {null}; 1: halves of the prompts in one model",
+    )
+    return figure
+
+
 def by_layer(values: Ends, vector: str, prompts: str, position: str) -> list[float]:
     """Norm ratios of a vector, the first layer first."""
-    places = [
-        key
-        for key in values
-        if key[0].endswith(f".{vector}") and key[1:] == (prompts, position, "norm_ratio")
-    ]
-    return [values[key] for key in sorted(places, key=lambda key: int(key[0].split(".")[1]))]
+    return [values[(where, prompts, position, "norm_ratio")] for where in places(values, vector)]
+
+
+def places(values: Ends, vector: str) -> list[str]:
+    """Where a vector is read, the first layer first."""
+    names = {where for where, *_ in values if where.endswith(f".{vector}")}
+    return sorted(names, key=layer_of)
 
 
 if __name__ == "__main__":

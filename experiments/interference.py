@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from experiments.asking import known_controls
 from experiments.common import NULLS, Arm, Json, Study, kept, models_at, steps_of
-from experiments.drawing import Tables, at_measurements
+from experiments.drawing import Tables, at_measurements, changes, shown
 from jaxedit.data.encode import encode_requests
 from jaxedit.diagnostics.norms import drift
 from jaxedit.lookup import bare_rows, rows_of, split_pass
@@ -67,28 +67,61 @@ def lookup_keys(prepared: Prepared, first: Matrices, controls: str) -> dict[str,
     return {path: jnp.asarray(split.trace.key[layer][bare, 0]) for layer, path in layers.items()}
 
 
-FORETOLD = ("models", "points", "recall with norm", "recall with outputs moved")
+ABILITIES = {"recall": -1.0, "kl": 1.0}  # and the sign with which each goes with loss
+ENOUGH = 5  # arms whose order at the end says anything
+SIZES = ("norm", "change", "outputs moved")
+FORETOLD = (
+    "models",
+    "when",
+    "points",
+    *(f"loss of {ability} with {size}" for ability in ("recall", "text") for size in SIZES),
+)
 
 
 def foretold(tables: Tables, far: Moved) -> list[list[Any]]:
-    """How well size and place of a change foretell recall: rank correlations over arms, seeds and measurements.
+    """How well the norm, the size and the place of a change rank models by what they lost.
 
-    Rows of a table with the head `FORETOLD`; none where outputs were not measured.
+    Rows of a table with the head `FORETOLD`: Spearman's correlation within each seed over arms and measurements, and
+    over arms at the end, with its band over seeds; 1 where more change is always more loss. Text is the KL from the
+    unedited model. None where outputs were not measured.
     """
     if not all(one for found in far.values() for one in found):
         return []
+    groups = (("edited",), tuple(NULLS), ("edited", *NULLS))
+    kinds = [(models, slice(1, None), "on the way") for models in groups]
+    if len(tables) >= ENOUGH:
+        kinds += [(("edited",), slice(-1, None), "at the end")]
     rows = []
-    for models in (("edited",), tuple(NULLS), ("edited", *NULLS)):
-        points = [
-            values
-            for label, found in tables.items()
-            for table, one in zip(found, far[label], strict=True)
-            for model in models
-            for values in list(
-                zip(table[model]["recall"], at_measurements(table, model), one[model], strict=True)
-            )[1:]
+    for models, when, name in kinds:
+        by_seed = [_points(tables, far, models, when, seed) for seed in range(_seeds(tables))]
+        ranks = [
+            shown(
+                [
+                    float(spearmanr(points[size], sign * np.array(points[ability])).statistic)
+                    for points in by_seed
+                ]
+            )
+            for ability, sign in ABILITIES.items()
+            for size in SIZES
         ]
-        recall, norm, away = np.array(points).T
-        by = [f"{spearmanr(x, recall).statistic:.2f}" for x in (norm, away)]
-        rows.append([", ".join(models), len(points), *by])
+        rows.append([", ".join(models), name, len(by_seed[0]["norm"]), *ranks])
     return rows
+
+
+def _seeds(tables: Tables) -> int:
+    return min(len(found) for found in tables.values())
+
+
+def _points(
+    tables: Tables, far: Moved, models: Sequence[str], when: slice, seed: int
+) -> dict[str, list[float]]:
+    """Measurements of one seed, all arms behind each other."""
+    points: dict[str, list[float]] = {name: [] for name in (*ABILITIES, *SIZES)}
+    for label, found in tables.items():
+        table = found[seed]
+        for model in models:
+            sizes = at_measurements(table, model), changes(table), far[label][seed][model]
+            columns = [*(table[model][ability] for ability in ABILITIES), *sizes]
+            for name, values in zip(points, columns, strict=True):
+                points[name] += list(values)[when]
+    return points
