@@ -45,6 +45,7 @@ from jaxedit.errors import ConfigError, FactError, JaxeditError
 from jaxedit.export import export
 from jaxedit.parallel import Way
 from jaxedit.pipeline import DeviceConfig, RunConfig, Stop
+from jaxedit.pipeline.inputs import other_versions
 from jaxedit.processes import is_first
 from jaxedit.report.events import write_events
 from jaxedit.report.figures import Format, write_figures
@@ -226,6 +227,9 @@ def execute(command: Command, out: Console, err: Console) -> None:
             _edit(lambda report, stop: pipeline.run(config, report, stop), out, err)
         case Resume(run=run, policy=policy):
             devices = _devices(command)
+            if others := other_versions(RunFolder.open(run)):
+                known = ", ".join(f"{name} {then}, here {now}" for name, (then, now) in others.items())
+                say(err, f"The run was begun with {known}: numbers may differ from here on, by rounding.")
             _edit(lambda report, stop: pipeline.resume(run, report, stop, policy, devices), out, err)
         case Sweep():
             execute_sweep(command, out, err)

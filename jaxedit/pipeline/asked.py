@@ -1,7 +1,8 @@
 """What a run's model can still do after a step."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -47,11 +48,13 @@ class Asked:
         self._quizzes = quizzes_of(config, prepared.checkpoint)
         self._blocks = blocks_of(config, prepared.checkpoint)
         self._speaker = _Speaker(config, prepared)
+        self._lines: list[dict[str, Any]] = []
+        self._chunks = 0  # whose lines these are
 
     def at(self, step: int, now: Matrices, folder: RunFolder) -> AbilityAt:
         """The model after a step of the run in `folder`, whose matrices are `now`."""
         config, model = self._config, self._prepared.checkpoint.model
-        params, written = Params(now, self._prepared.params.frozen), _Written(folder, step)
+        params, written = Params(now, self._prepared.params.frozen), _Written(self._log(folder), step)
         reading = None if self._text is None else self._text.read(params)
         return AbilityAt(
             step,
@@ -62,6 +65,12 @@ class Asked:
             self._speaker.entropy(params) if config.generations else None,
             self._by_age(params, written) if config.retention and written.names else [],
         )
+
+    def _log(self, folder: RunFolder) -> list[dict[str, Any]]:
+        """Metric lines of the run so far; what was read before is not read again."""
+        self._lines += folder.metrics(behind=self._chunks)
+        self._chunks = len(folder.journal.chunks)
+        return self._lines
 
     def _by_age(self, params: Params, written: "_Written") -> list[AgeGroup]:
         rows = np.array([self._rows[name] for name in written.names])
@@ -136,8 +145,8 @@ class _Speaker:
 class _Written:
     """The facts that a run has written up to a step: in which update, and how they scored right after it."""
 
-    def __init__(self, folder: RunFolder, step: int):
-        applied = [line for line in folder.metrics() if line["applied"] and line["update"] < step]
+    def __init__(self, lines: Sequence[dict[str, Any]], step: int):
+        applied = [line for line in lines if line["applied"] and line["update"] < step]
         pairs = [(name, line["update"] + 1) for line in applied for name in line["facts"]]
         self.names, self.age = [name for name, _ in pairs], step - np.array([at for _, at in pairs], int)
         self.then = {

@@ -10,6 +10,7 @@ from jaxedit.digests import sha256
 from jaxedit.errors import RunError
 from jaxedit.models.sources import Checkpoint
 from jaxedit.pipeline.config import RunConfig
+from jaxedit.pipeline.prepare import versions
 from jaxedit.pipeline.watch_config import Watch
 from jaxedit.trajectory.files import sensible
 from jaxedit.trajectory.store import RunFolder
@@ -59,6 +60,14 @@ def require_same_files(folder: RunFolder, config: RunConfig, watched: bool = Fal
                 f"{folder.path} was made with another {name} than {path.absolute()} is now: give back the original "
                 f"content, or begin another run"
             )
+
+
+def other_versions(folder: RunFolder) -> dict[str, tuple[str, str]]:
+    """Packages that are of another version here than when the run was begun: then and now."""
+    with sensible(folder.path / "environment.json"):
+        then = dict(folder.read("environment").get("versions", {}))
+    now = versions()
+    return {name: (then[name], now[name]) for name in then if name in now and then[name] != now[name]}
 
 
 def named_files(config: RunConfig) -> dict[str, Path]:

@@ -216,7 +216,6 @@ def trained_network(
 
 def environment(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """What, besides the configuration, the numbers depend on."""
-    packages = ("jaxedit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
     checkpoint = prepared.checkpoint
     keys = {purpose: jax.random.key_data(run_key(config, purpose)).tolist() for purpose in PURPOSES}
     return {
@@ -231,5 +230,11 @@ def environment(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "platform": platform.platform(),
         "devices": [str(device) for device in jax.devices()],
         "cut": prepared.cut._asdict(),
-        "versions": {name: metadata.version(name) for name in packages},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that numbers depend on."""
+    packages = ("jaxedit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+    return {name: metadata.version(name) for name in packages}

@@ -118,11 +118,15 @@ class RunFolder:
                 f"the run {written[:12]}. Give back the original weights."
             )
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The metric lines of all finished updates. Raises RunError naming the first chunk that is damaged."""
+    def metrics(self, behind: int = 0) -> list[dict[str, Any]]:
+        """The metric lines of all finished updates, those of the first `behind` chunks left out.
+
+        Raises RunError naming the first chunk that is damaged.
+        """
         lines: list[dict[str, Any]] = []
-        start = 0
-        for chunk in self.journal.chunks:
+        chunks = self.journal.chunks
+        start = chunks[behind - 1].metrics_end if behind else 0
+        for chunk in chunks[behind:]:
             content = self._metric_bytes(chunk, start)
             with sensible(self.path / "metrics.jsonl"):
                 lines += [dict(json.loads(line)) for line in content.splitlines()]

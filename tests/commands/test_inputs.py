@@ -14,10 +14,12 @@ from jaxedit.cli import _devices, main, parse
 from jaxedit.data import dump_jsonl
 from jaxedit.errors import ConfigError, RunError
 from jaxedit.models.sources import load
-from jaxedit.pipeline import DeviceConfig, RunConfig, choose_facts, quiet
+from jaxedit.pipeline import DeviceConfig, RunConfig, choose_facts, inputs, quiet
 from jaxedit.pipeline.found import ability_of, free, write_ability
-from jaxedit.pipeline.inputs import path_digest
+from jaxedit.pipeline.inputs import other_versions, path_digest
+from jaxedit.pipeline.prepare import versions
 from jaxedit.pipeline.watch_config import AbilityConfig
+from jaxedit.trajectory.store import RunFolder
 from tests.commands.test_cli import FACTS
 from tests.reference.tiny import save_tiny, tiny_gpt2, tiny_tokenizer
 
@@ -73,6 +75,13 @@ def test_a_run_does_not_go_on_with_something_else(
     finally:
         file.write_text(whole)
     resumed(home)
+
+
+def test_other_versions_are_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder.open(home / "run")
+    assert other_versions(folder) == {}
+    monkeypatch.setattr(inputs, "versions", lambda: versions() | {"jax": "0.0.1"})
+    assert other_versions(folder) == {"jax": (versions()["jax"], "0.0.1")}
 
 
 def test_a_text_that_is_gone_is_named(home: Path) -> None:

@@ -31,6 +31,7 @@ def test_a_whole_run_is_found_whole(tmp_path: Path) -> None:
     assert made.folder.finished
     assert made.folder.damages() == []
     assert [line["update"] for line in made.folder.metrics()] == [*range(7)]
+    assert [line["update"] for line in made.folder.metrics(behind=2)] == [6]
     assert made.folder.read("summary") == {"edits": 7}
 
 
