@@ -41,6 +41,7 @@ from jaxedit.commands.train import Train, execute_train
 from jaxedit.compiling import set_up_compiling
 from jaxedit.configs import build, read_toml
 from jaxedit.data import dump_jsonl, load_facts
+from jaxedit.data.sources import EMBEDDED, stated
 from jaxedit.errors import ConfigError, FactError, JaxeditError
 from jaxedit.export import export
 from jaxedit.parallel import Way
@@ -135,6 +136,8 @@ class Facts(Common):
 
     source: Positional[str] = "world"
     """"world", or a file of facts (CounterFact, zsRE, KnowEdit, JSONL)."""
+    skip_invalid: bool = False
+    """Leave out facts that cannot be used, instead of stopping."""
     out: Path | None = None
     """Write them to this file too, one JSON object a line."""
     limit: int | None = None
@@ -320,12 +323,19 @@ def _report(command: Report, out: Console) -> None:
 
 
 def _facts(command: Facts, out: Console) -> None:
-    facts = load_facts(command.source, seed=command.seed, limit=command.limit)
+    facts = load_facts(
+        command.source, seed=command.seed, limit=command.limit, skip_invalid=command.skip_invalid
+    )
     if command.out is not None:
         if command.out.exists():
             raise FactError(f"{command.out} exists already: choose another file")
         dump_jsonl(facts, command.out)
     out.print(fact_table(facts))
+    if command.skip_invalid and command.source not in EMBEDDED:
+        count = stated(command.source)
+        left_out = count - len(load_facts(command.source, skip_invalid=True))
+        verb = "is" if left_out == 1 else "are"
+        say(out, f"Of {count} facts in {command.source} {left_out} cannot be used and {verb} left out.")
 
 
 if __name__ == "__main__":
