@@ -51,7 +51,7 @@ from jaxedit.report.events import write_events
 from jaxedit.report.figures import Format, write_figures
 from jaxedit.report.page import measure_folders, read_source, write_page
 from jaxedit.report.progress import reporting
-from jaxedit.report.tables import editor_table, fact_table, run_table
+from jaxedit.report.tables import editor_table, fact_table, run_table, transform_table
 from jaxedit.trajectory.files import write_sums
 from jaxedit.trajectory.guard import Policy
 from jaxedit.trajectory.store import RunFolder
@@ -127,7 +127,7 @@ class Export(Computing):
 
 @dataclass(frozen=True, kw_only=True)
 class Editors(Common):
-    """List the editors."""
+    """List the editors, and the transforms of their updates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +248,7 @@ def execute(command: Command, out: Console, err: Console) -> None:
             say(out, f"The edited model is in {export(run, folder, jnp.dtype(dtype), step)}")
         case Editors():
             out.print(editor_table())
+            out.print(transform_table())
         case Facts():
             _facts(command, out)
         case _:
