@@ -1,6 +1,7 @@
-"""The README's examples run."""
+"""The README's examples run, and what documents name is there."""
 
 import dataclasses
+import itertools
 import json
 import re
 import tomllib
@@ -20,8 +21,11 @@ from jaxedit.data import dump_jsonl, load_facts
 from jaxedit.editors import METHODS
 from jaxedit.errors import ModelError
 from jaxedit.evaluation.drift import last_states
+from jaxedit.evaluation.edits import KINDS
 from jaxedit.models.sources import load
 from jaxedit.pipeline import RunConfig, check
+from jaxedit.pipeline.asked import AbilityAt
+from jaxedit.pipeline.measured import Row
 from jaxedit.trajectory.run import Chunk, chunk_function, replayed
 from jaxedit.trajectory.store import RunFolder
 from jaxedit.types import Params
@@ -29,7 +33,8 @@ from tests.cases import FACTS, Case, same_bits
 from tests.test_interop import ENDING, Plain, assert_answers, numbers
 from tests.trajectory.made import requests, start
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README, FORMAT = ((ROOT / name).read_text() for name in ("README.md", "docs/run-format.md"))
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -96,6 +101,26 @@ def test_the_example_of_every_step_measures_them(noisy: Path) -> None:
     params = Params(names["steps"].at(3), prepared.params.frozen)
     hidden = last_states(prepared.checkpoint.model, params, names["tokens"])
     np.testing.assert_allclose(norms[3][-1], np.linalg.norm(hidden[0, -1]), rtol=1e-5)
+
+
+def test_the_run_format_names_the_keys_that_are_there(noisy: Path) -> None:
+    written = json.loads((noisy / "environment.json").read_text())
+    assert named("environment.json") == written.keys() | {"branch"}
+    line = json.loads((noisy / "metrics.jsonl").read_text().splitlines()[0])
+    assert named("a line of `metrics.jsonl") == line.keys()
+    tested = {f"{kind}_{what}" for kind in KINDS for what in ("success", "magnitude", "accuracy", "tokens")}
+    assert line["scores"].keys() == tested | {"knows"}
+    assert named("`RUN-ability`") == set(AbilityAt._fields)
+    rows = FORMAT[FORMAT.index("| `measures.jsonl` |") :].splitlines()[0]
+    assert set(re.findall(r"`(\w+)`", rows)) - {"null"} == set(Row._fields)
+
+
+def named(table: str) -> set[str]:
+    """The keys in the first column of the table that comes after these words."""
+    lines = FORMAT[FORMAT.index(table) :].splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("|---"))
+    keys = itertools.takewhile(lambda line: line.startswith("|"), lines[begin + 1 :])
+    return {name for line in keys for name in re.findall(r"`(\w+)`", line.split("|")[1])}
 
 
 def test_the_configurations_are_those_of_a_run() -> None:
