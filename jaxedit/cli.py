@@ -41,6 +41,7 @@ from jaxedit.commands.train import Train, execute_train
 from jaxedit.compiling import set_up_compiling
 from jaxedit.configs import build, read_toml
 from jaxedit.data import dump_jsonl, load_facts
+from jaxedit.data.sources import EMBEDDED, stated
 from jaxedit.errors import ConfigError, FactError, JaxeditError
 from jaxedit.export import export
 from jaxedit.parallel import Way
@@ -51,7 +52,7 @@ from jaxedit.report.events import write_events
 from jaxedit.report.figures import Format, write_figures
 from jaxedit.report.page import measure_folders, read_source, write_page
 from jaxedit.report.progress import reporting
-from jaxedit.report.tables import editor_table, fact_table, run_table
+from jaxedit.report.tables import editor_table, fact_table, run_table, transform_table
 from jaxedit.trajectory.files import write_sums
 from jaxedit.trajectory.guard import Policy
 from jaxedit.trajectory.store import RunFolder
@@ -127,7 +128,7 @@ class Export(Computing):
 
 @dataclass(frozen=True, kw_only=True)
 class Editors(Common):
-    """List the editors."""
+    """List the editors, and the transforms of their updates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,8 @@ class Facts(Common):
 
     source: Positional[str] = "world"
     """"world", or a file of facts (CounterFact, zsRE, KnowEdit, JSONL)."""
+    skip_invalid: bool = False
+    """Leave out facts that cannot be used, instead of stopping."""
     out: Path | None = None
     """Write them to this file too, one JSON object a line."""
     limit: int | None = None
@@ -249,6 +252,7 @@ def execute(command: Command, out: Console, err: Console) -> None:
             say(out, f"The edited model is in {export(run, folder, jnp.dtype(dtype), step)}")
         case Editors():
             out.print(editor_table())
+            out.print(transform_table())
         case Facts():
             _facts(command, out)
         case _:
@@ -324,12 +328,19 @@ def _report(command: Report, out: Console) -> None:
 
 
 def _facts(command: Facts, out: Console) -> None:
-    facts = load_facts(command.source, seed=command.seed, limit=command.limit)
+    facts = load_facts(
+        command.source, seed=command.seed, limit=command.limit, skip_invalid=command.skip_invalid
+    )
     if command.out is not None:
         if command.out.exists():
             raise FactError(f"{command.out} exists already: choose another file")
         dump_jsonl(facts, command.out)
     out.print(fact_table(facts))
+    if command.skip_invalid and command.source not in EMBEDDED:
+        count = stated(command.source)
+        left_out = count - len(load_facts(command.source, skip_invalid=True))
+        verb = "is" if left_out == 1 else "are"
+        say(out, f"Of {count} facts in {command.source} {left_out} cannot be used and {verb} left out.")
 
 
 if __name__ == "__main__":

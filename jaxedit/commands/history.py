@@ -97,6 +97,8 @@ class Changes:
     """Name of the editor; its memory then starts empty."""
     facts: str | None = None
     """Other facts than those that the run had left."""
+    skip_invalid: bool | None = None
+    """Leave out those that cannot be used, instead of stopping."""
     count: int | None = None
     """How many of them."""
     known: bool | None = None

@@ -57,6 +57,8 @@ class TraceRun:
     """Compute type."""
     facts: str = "world"
     """"world", or a file of facts; known_1000.json of Meng et al. 2022 too."""
+    skip_invalid: bool = False
+    """Leave out facts that cannot be used, instead of stopping; records of known_1000.json are never left out."""
     count: int = 20
     """How many facts to average over."""
     known: bool = True
@@ -157,7 +159,8 @@ def _check(config: TraceRun) -> None:
 
 def _choose_facts(config: TraceRun, checkpoint: Checkpoint, report: Report) -> list[KnownFact]:
     """The first `count` facts with long enough subjects, and objects that the model gives by arg-max."""
-    facts, limit = load_known(config.facts), checkpoint.model.config.max_positions
+    facts = load_known(config.facts, skip_invalid=config.skip_invalid)
+    limit = checkpoint.model.config.max_positions
     prompts = encode_trace(facts, checkpoint.tokenizer, max_length=limit)
     fits = np.asarray(subject_tokens(prompts)).sum(axis=-1) >= config.subject_tokens
     step = jax.jit(functools.partial(recall, checkpoint.model))

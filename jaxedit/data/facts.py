@@ -62,10 +62,11 @@ def validate_all(facts: Iterable[Fact], where: str) -> None:
     """
     first_place: dict[str, str] = {}
     found: list[str] = []
-    count = 0
+    count = unusable = 0
     for number, fact in enumerate(facts, start=1):
         place = f"{where}, fact {number}"
         bad = list(_problems(fact))
+        unusable += bool(bad)
         if fact.id in first_place:
             bad.append(f"the id is also used by {first_place[fact.id]}: give each fact its own id")
         first_place.setdefault(fact.id, place)
@@ -74,12 +75,12 @@ def validate_all(facts: Iterable[Fact], where: str) -> None:
             if len(found) < SHOWN_PROBLEMS:
                 found.append(f"{place} (id {fact.id!r}): {'; '.join(bad)}")
     if count:
+        remedy = "Correct them"
+        if unusable:
+            remedy += ", or leave them out with --skip-invalid (in Python skip_invalid=True)"
         more = f"\n  ... and {count - len(found)} more" if count > len(found) else ""
         lines = "\n  ".join(found)
-        raise FactError(
-            f"{where}: {count} fact(s) cannot be used. Correct them, or where the file is not yours load it"
-            f" with skip_invalid=True, which leaves unusable facts out:\n  {lines}{more}"
-        )
+        raise FactError(f"{where}: {count} fact(s) cannot be used. {remedy}:\n  {lines}{more}")
 
 
 def _problems(fact: Fact) -> Iterator[str]:

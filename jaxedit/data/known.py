@@ -21,10 +21,12 @@ class KnownFact:
     object: str
 
 
-def load_known(name_or_path: str | Path, *, limit: int | None = None, seed: int = 0) -> list[KnownFact]:
+def load_known(
+    name_or_path: str | Path, *, limit: int | None = None, seed: int = 0, skip_invalid: bool = False
+) -> list[KnownFact]:
     """Known facts of a JSON list in the schema of Meng et al. 2022 (`known_id, subject, prompt, attribute`).
 
-    Any other source of facts is read by `load_facts`, and its true objects are taken.
+    Any other source of facts is read by `load_facts`, as `skip_invalid` says, and its true objects are taken.
 
     Raises:
         FactError: as `load_facts`; a record lacks a field, a field is empty, or the prompt does not
@@ -38,7 +40,8 @@ def load_known(name_or_path: str | Path, *, limit: int | None = None, seed: int 
             _to_known(record, f"{path}, record {number}")
             for number, record in enumerate(records[:limit], start=1)
         ]
-    return [as_known(fact) for fact in load_facts(name_or_path, seed=seed, limit=limit)]
+    facts = load_facts(name_or_path, seed=seed, limit=limit, skip_invalid=skip_invalid)
+    return [as_known(fact) for fact in facts]
 
 
 def as_known(fact: Fact) -> KnownFact:

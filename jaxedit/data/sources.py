@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxedit.data import counterfact, knowedit, records, world, zsre
 from jaxedit.data.facts import Fact
-from jaxedit.data.reading import read_records
+from jaxedit.data.reading import read_records, read_text_file
 from jaxedit.errors import FactError, unknown_name
 
 EMBEDDED = ("world",)
@@ -43,6 +43,13 @@ def load_facts(
             unknown_name(kind, str(name_or_path), EMBEDDED) + " Or give the path of a .json or .jsonl file."
         )
     return _loader(path)(path, skip_invalid=skip_invalid)[:limit]
+
+
+def stated(path: str | Path) -> int:
+    """How many facts a file states, those that cannot be used included. Raises FactError as `load_facts`."""
+    if Path(path).suffix == ".jsonl":
+        return sum(bool(line.strip()) for line in read_text_file(path).split("\n"))
+    return len(read_records(path))
 
 
 def _loader(path: Path) -> Callable[..., list[Fact]]:

@@ -71,6 +71,8 @@ class RunConfig:
     """Compute type; edited matrices are float32 always."""
     facts: str = "world"
     """"world", or a file of facts (CounterFact, zsRE, KnowEdit, JSONL)."""
+    skip_invalid: bool = False
+    """Leave out facts that cannot be used, instead of stopping."""
     count: int = 30
     """How many facts to edit; for an editor that learns from text, how many batches it reads."""
     known: bool = True

@@ -77,7 +77,7 @@ def choose_facts(config: RunConfig, checkpoint: Checkpoint, report: Report) -> l
 
     Raises FactError where the set has too few.
     """
-    facts = load_facts(config.facts)
+    facts = load_facts(config.facts, skip_invalid=config.skip_invalid)
     if config.order == "random":
         facts = [facts[i] for i in jax.random.permutation(run_key(config, "order"), len(facts)).tolist()]
     if config.network is not None:

@@ -44,6 +44,8 @@ class TrainRun:
     """Compute type."""
     facts: str = "world"
     """"world", or a file of facts with neighborhood prompts."""
+    skip_invalid: bool = False
+    """Leave out facts that cannot be used, instead of stopping."""
     count: int = 1000
     """How many facts to learn from: the last of the set, since runs edit the first."""
     held_out: int = 100
@@ -121,7 +123,7 @@ def check_train(config: TrainRun) -> None:
 
 def split_facts(config: TrainRun) -> Split:
     """The last facts of the set to learn from, those before them held out. Raises FactError for too few."""
-    facts = load_facts(config.facts)
+    facts = load_facts(config.facts, skip_invalid=config.skip_invalid)
     wanted = config.count + config.held_out
     if len(facts) < wanted:
         raise FactError(

@@ -42,7 +42,9 @@ def first_state(config: RunConfig, prepared: Prepared, report: Report) -> State:
 def other_facts(config: RunConfig, edited: list[Fact]) -> list[Fact]:
     """The first `warm_up` facts of the set that the run does not edit, whether the model knows them or not."""
     taken = {fact.id for fact in edited}
-    others = [fact for fact in load_facts(config.facts) if fact.id not in taken]
+    others = [
+        fact for fact in load_facts(config.facts, skip_invalid=config.skip_invalid) if fact.id not in taken
+    ]
     if len(others) < config.warm_up:
         raise FactError(
             f"{config.facts!r} has {len(others)} facts beside those to edit but warm_up asks for {config.warm_up}: "

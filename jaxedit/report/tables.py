@@ -11,6 +11,7 @@ from rich.table import Table
 from jaxedit.data.facts import Fact
 from jaxedit.editors import METHODS
 from jaxedit.editors.presets import PRESETS
+from jaxedit.editors.transforms.table import COMPENSATE, TRANSFORMS
 from jaxedit.report.record import SCORES, RunRecord
 
 
@@ -66,12 +67,35 @@ def _growth(run: RunRecord) -> str:
 
 def editor_table() -> Table:
     """Every editing method: its paper, what it writes and remembers, and for which models it has settings."""
-    columns = ("name", "paper", "kind", "edits", "remembers", "settings for")
-    table = Table(*columns, title="Editors", title_justify="left")
+    table = _listing("Editors", ("name", "paper", "kind", "edits", "remembers", "settings for"))
+    table.columns[-1].min_width = max(len(model) for _, model in PRESETS)
     for row in METHODS.values():
         models = ", ".join(model for editor, model in PRESETS if editor == row.name)
         table.add_row(f"[bold]{row.name}[/]", row.paper, row.kind, row.edits, row.remembers, models)
     table.caption, table.caption_justify = "For other models layers follow from the depth.", "left"
+    return table
+
+
+def transform_table() -> Table:
+    """Every change of an update before it is written: its numbers, what it does, whether it keeps low rank."""
+    table = _listing("Transforms", ("name", "numbers", "paper", "does", "updates"))
+    for row in TRANSFORMS.values():
+        updates = "low rank" if row.low_rank else "dense"
+        numbers = row.usage.removeprefix(row.name).removeprefix(":").replace(",", ", ")
+        table.add_row(f"[bold]{row.name}[/]", numbers or "–", row.paper or "–", row.does, updates)
+    table.caption, table.caption_justify = (
+        f"Numbers follow the name in this order: sphere:0.8,0.5. Behind `{COMPENSATE}:` a transform filters the "
+        "total change, and updates are dense.",
+        "left",
+    )
+    return table
+
+
+def _listing(title: str, columns: Sequence[str]) -> Table:
+    """A table of texts, whose first column is never broken."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for name in columns:
+        table.add_column(name, no_wrap=name == columns[0], overflow="fold")
     return table
 
 

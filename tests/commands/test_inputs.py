@@ -11,13 +11,16 @@ import torch
 
 from jaxedit import pipeline
 from jaxedit.cli import _devices, main, parse
-from jaxedit.data import dump_jsonl
-from jaxedit.errors import ConfigError, RunError
+from jaxedit.data import dump_jsonl, load_facts
+from jaxedit.data.known import as_known, load_known
+from jaxedit.errors import ConfigError, FactError, RunError
 from jaxedit.models.sources import load
 from jaxedit.pipeline import DeviceConfig, RunConfig, choose_facts, inputs, quiet
 from jaxedit.pipeline.found import ability_of, free, write_ability
 from jaxedit.pipeline.inputs import other_versions, path_digest
 from jaxedit.pipeline.prepare import versions
+from jaxedit.pipeline.train import TrainRun, split_facts
+from jaxedit.pipeline.warm import other_facts
 from jaxedit.pipeline.watch_config import AbilityConfig
 from jaxedit.trajectory.store import RunFolder
 from tests.commands.test_cli import FACTS
@@ -117,6 +120,28 @@ def test_a_random_order_is_drawn_by_the_seed(home: Path) -> None:
     assert len(orders) > 2
     assert {frozenset(order) for order in orders} == {frozenset(ids())}
     assert len(ids(order="random", count=2)) == 2
+
+
+def test_facts_that_cannot_be_used_stop_a_file_or_are_left_out(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By every command that reads facts."""
+    bad = dataclasses.replace(FACTS[0], id="bad", subject="Nowhere")
+    file, cleaned = tmp_path / "bad.jsonl", tmp_path / "cleaned.jsonl"
+    dump_jsonl([bad, *FACTS], file)
+    run = RunConfig(facts=str(file), count=2, known=False, warm_up=1)
+    training = TrainRun(facts=str(file), count=2, held_out=1)
+    with pytest.raises(FactError, match=r"1 fact\(s\) cannot be used.*--skip-invalid"):
+        choose_facts(run, load(str(home / "model")), quiet)
+    run, training = (dataclasses.replace(one, skip_invalid=True) for one in (run, training))
+    assert choose_facts(run, load(str(home / "model")), quiet) == FACTS[:2]
+    assert other_facts(run, FACTS[:2]) == FACTS[2:]
+    assert sorted(fact.id for part in split_facts(training) for fact in part) == ["Lyon", "Paris", "Rome"]
+    assert load_known(file, skip_invalid=True) == [as_known(fact) for fact in FACTS]
+    main(["facts", str(file), "--skip-invalid", "--out", str(cleaned), "--limit", "2"])
+    assert load_facts(cleaned) == FACTS[:2]
+    assert "Of 4 facts" in (said := capsys.readouterr().out)
+    assert "1 cannot be used and is left out" in said
 
 
 def test_a_branch_with_another_seed_draws_contexts_anew(home: Path) -> None:

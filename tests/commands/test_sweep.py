@@ -66,6 +66,11 @@ def test_points_are_all_combinations_in_folders_of_their_own() -> None:
     ]  # fmt: skip
 
 
+def test_without_a_grid_there_is_one_run() -> None:
+    (point,) = points(RunConfig(out="sweep", seed=3), {})
+    assert point.config == RunConfig(out="sweep/run", seed=3)
+
+
 @pytest.mark.parametrize("grid", [["seed=0,0"], ["model=a/b,a-b"]])
 def test_two_runs_of_one_folder_are_refused(grid: list[str]) -> None:
     with pytest.raises(ConfigError, match="two runs would be"):

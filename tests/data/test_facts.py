@@ -48,6 +48,15 @@ def test_doubled_ids_name_both_places():
         validate_all([GOOD, replace(GOOD, id="f2"), GOOD], "set")
 
 
+@pytest.mark.parametrize("unusable", [False, True])
+def test_leaving_out_is_named_only_where_it_helps(unusable):
+    """Facts of a doubled id are not left out."""
+    bad = [replace(GOOD, id="f2", subject="Nice")] if unusable else []
+    with pytest.raises(FactError) as caught:
+        validate_all([GOOD, GOOD, *bad], "set")
+    assert ("--skip-invalid" in str(caught.value)) == unusable
+
+
 def test_many_problems_are_reported_at_once_and_counted():
     bad = [replace(GOOD, id=f"f{i}", subject="Nice") for i in range(25)]
     with pytest.raises(FactError) as caught:

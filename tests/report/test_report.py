@@ -1,16 +1,20 @@
 """Figures and tables say what the record says, for every kind of run."""
 
 import io
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from jaxedit.diagnostics.path import alignment_share, path_of_factors
+from jaxedit.editors import METHODS
+from jaxedit.editors.transforms.table import TRANSFORMS
 from jaxedit.report.figures import write_figures
-from jaxedit.report.tables import run_table
+from jaxedit.report.tables import editor_table, run_table, transform_table
 from jaxedit.types import LowRank
 
 from .records import record
@@ -92,3 +96,31 @@ def test_table_fits_a_narrow_terminal(case: str) -> None:
     assert "right after" in text
     assert ("jaxedit resume" in text) == (case == "stopped")
     assert ("90.0" in text) == (case != "stopped")
+
+
+@pytest.mark.parametrize(
+    ("table", "names", "last"),
+    [(editor_table, METHODS, "settings for"), (transform_table, TRANSFORMS, "updates")],
+    ids=["editors", "transforms"],
+)
+def test_names_are_whole_in_a_narrow_terminal(
+    table: Callable[[], Table], names: Iterable[str], last: str
+) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table())
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    assert any(line.rstrip().endswith(last) for line in lines)
+    firsts = [line.split()[0] for line in lines if line[1:2].strip()]
+    assert [name for name in firsts if name in names] == list(names)
+
+
+def test_the_list_tells_of_which_transforms_factors_are_stored() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(transform_table())
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    told = {line.split()[0]: line.rstrip().endswith("dense") for line in lines if line[1:2].strip()}
+    assert {name: told[name] for name in TRANSFORMS} == {
+        name: not row.low_rank for name, row in TRANSFORMS.items()
+    }
