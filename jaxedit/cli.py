@@ -4,12 +4,9 @@ import os
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install PyTorch
 
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +18,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from jaxedit import pipeline
 from jaxedit.commands.ability import AskRun, execute_ability
-from jaxedit.commands.common import Common, Computing, say
+from jaxedit.commands.common import TERMINATED, Common, Computing, say
 from jaxedit.commands.history import (
     Apply,
     At,
@@ -45,8 +42,9 @@ from jaxedit.data.sources import EMBEDDED, stated
 from jaxedit.errors import ConfigError, FactError, JaxeditError
 from jaxedit.export import export
 from jaxedit.parallel import Way
-from jaxedit.pipeline import DeviceConfig, RunConfig, Stop
+from jaxedit.pipeline import DeviceConfig, RunConfig
 from jaxedit.pipeline.inputs import other_versions
+from jaxedit.pipeline.stopping import asked_to_stop
 from jaxedit.processes import is_first
 from jaxedit.report.events import write_events
 from jaxedit.report.figures import Format, write_figures
@@ -57,7 +55,7 @@ from jaxedit.trajectory.files import write_sums
 from jaxedit.trajectory.guard import Policy
 from jaxedit.trajectory.store import RunFolder
 
-BAD_INPUT, STOPPED, TERMINATED = 2, 130, 143
+BAD_INPUT, STOPPED = 2, 130
 COMPARISON, PAGE, EVENTS = "comparison", "report.html", "tensorboard"
 
 
@@ -285,17 +283,6 @@ def _devices(command: Resume) -> DeviceConfig | None:
         return None
     had = pipeline.devices_of(RunFolder.open(command.run))
     return replace(had, way=command.way, tensor=command.tensor, distributed=command.distributed)
-
-
-@contextmanager
-def asked_to_stop() -> Iterator[Stop]:
-    """Tells whether SIGTERM came, as it does before a machine is taken away; the chunk at work is then finished."""
-    came = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
-    try:
-        yield came.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _report(command: Report, out: Console) -> None:

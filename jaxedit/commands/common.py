@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+TERMINATED = 143
+"""Exit code after SIGTERM."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Common:

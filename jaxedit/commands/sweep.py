@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from jaxedit.commands.common import Computing, say
+from jaxedit.commands.common import TERMINATED, Computing, say
 from jaxedit.configs import require_at_least
 from jaxedit.disk import replace
 from jaxedit.errors import ConfigError, JaxeditError, RunError
@@ -51,7 +51,11 @@ def execute_sweep(command: Sweep, out: Console, err: Console) -> None:
     for outcome in sweep(chosen, command.engine, command.jobs, options):
         outcomes.append(outcome)
         state = "finished" if outcome.error is None else f"failed: {outcome.error}"
+        state = "stopped" if outcome.stopped else state
         say(err, f"{len(outcomes)} of {len(chosen)}: {outcome.point.config.out}: {state}")
+    if any(outcome.stopped for outcome in outcomes):
+        say(err, "stopped; the same command goes on")
+        raise SystemExit(TERMINATED)
     rows = [row_of(outcome) for outcome in outcomes]
     file = Path(command.config.out) / COLLECTED
     keep(file, rows)

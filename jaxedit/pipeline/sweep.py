@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from jaxedit.errors import ConfigError, JaxeditError, RunError
 from jaxedit.pipeline.config import RunConfig, check, config_from
-from jaxedit.pipeline.sequence import resume, run
+from jaxedit.pipeline.sequence import Stop, never, resume, run
+from jaxedit.pipeline.stopping import asked_to_stop
 from jaxedit.trajectory.store import RunFolder
 
 Engine = Literal["here", "local", "slurm"]
@@ -29,6 +30,7 @@ class Outcome(NamedTuple):
 
     point: Point
     error: str | None  # None where the run came to its end
+    stopped: bool = False  # by SIGTERM, after its last chunk was saved
 
 
 def read_grid(grid: Sequence[str]) -> dict[str, list[Any]]:
@@ -105,19 +107,19 @@ def _spoken(value: Any) -> str:
     return "-".join(str(one) for one in dict.fromkeys((value[0], value[-1])))
 
 
-def run_or_resume(config: RunConfig) -> None:
-    """Makes the run, goes on with it, or leaves it where it is finished.
+def run_or_resume(config: RunConfig, stop: Stop = never) -> None:
+    """Makes the run, goes on with it, or leaves it where it is finished; `stop` as `jaxedit.pipeline.run` takes it.
 
     Raises RunError where its folder holds a run of other settings.
     """
     path = Path(config.out)
     if not path.exists():
-        run(config)
+        run(config, stop=stop)
         return
     there = config_from(RunFolder.open(path).read("config"))
     if dataclasses.replace(there, out=config.out) != config:
         raise RunError(f"{path} is a run of other settings: choose another folder with --out")
-    resume(path)
+    resume(path, stop=stop)
 
 
 def sweep(
@@ -125,22 +127,29 @@ def sweep(
 ) -> Iterator[Outcome]:
     """Runs all of them, `jobs` at the same time; outcomes come in their order. One that fails stops no other.
 
+    After SIGTERM the run at work saves its chunk and is the last.
+
     "here": in this process, one after the other. "local" and "slurm" hand each run to submitit, as a process of
     this machine or a job of the cluster; `options` are submitit's, such as `slurm_partition`.
     Raises ConfigError where submitit is wanted and not installed.
     """
     if engine == "here":
-        yield from (Outcome(point, attempt(point.config)) for point in chosen)
+        with asked_to_stop() as stop:
+            for point in chosen:
+                error = attempt(point.config, stop)
+                yield Outcome(point, error, stop())
+                if stop():
+                    return
         return
     submit = _submitter(Path(chosen[0].config.out).parent / "jobs", engine, options or {})
     with ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(lambda point: Outcome(point, submit(point.config)), chosen)
 
 
-def attempt(config: RunConfig) -> str | None:
+def attempt(config: RunConfig, stop: Stop = never) -> str | None:
     """Why `run_or_resume` failed; None where it did not. Whatever it was, other runs know nothing of it."""
     try:
-        run_or_resume(config)
+        run_or_resume(config, stop)
     except JaxeditError as error:
         return str(error)
     except Exception as error:
@@ -153,7 +162,7 @@ def _submitter(folder: Path, engine: Engine, options: dict[str, Any]) -> Callabl
         import submitit
     except ImportError:
         raise ConfigError(
-            f"engine {engine!r} needs submitit: `pip install jaxedit[sweep]`, or take engine 'here'"
+            f"engine {engine!r} needs submitit: `pip install -e '.[sweep]'` in a clone, or take engine 'here'"
         ) from None
     try:
         executor = submitit.AutoExecutor(folder, cluster=engine)

@@ -1,6 +1,9 @@
 """Sweeps: every combination once, each a run of its own, one table of all."""
 
+import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from jaxedit import pipeline
 from jaxedit.cli import main
 from jaxedit.commands.sweep import read_options
 from jaxedit.data import dump_jsonl
 from jaxedit.errors import ConfigError
 from jaxedit.pipeline import RunConfig
 from jaxedit.pipeline.sweep import points, read_grid, sweep
+from jaxedit.trajectory.store import RunFolder
 from tests.commands.test_cli import CONFIG, FACTS
 from tests.reference.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
@@ -120,6 +125,22 @@ def test_a_sweep_makes_every_run_once_and_tells_which_failed(
 
 
 @pytest.mark.slow
+def test_sigterm_ends_a_sweep_once_the_chunk_at_work_is_saved(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def report(stage: str, done: int, total: int) -> None:
+        if stage == "editing" and done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    module = importlib.import_module("jaxedit.pipeline.sweep")
+    monkeypatch.setattr(module, "run", lambda config, stop: pipeline.run(config, report, stop))
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", str(base), "--grid", "seed=0,1", "--out", str(tmp_path)])
+    assert ended.value.code == 143
+    assert RunFolder.open(tmp_path / "seed-0").updates == 2
+    assert not (tmp_path / "seed-1").exists()
+
+
 def test_processes_of_their_own_make_runs_and_say_why_one_failed(base: Path) -> None:
     pytest.importorskip("submitit")
     out = base.parent / "local"
