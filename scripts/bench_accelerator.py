@@ -130,7 +130,7 @@ def measure(bench: Bench, shape: str) -> None:
     (bench.out / f"{shape}.json").write_text(json.dumps(report, indent=1) + "\n")
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"{shape}, {dtype.name}, {report['device']}: products {ceiling.matmul / 1e12:.1f} TFLOP/s, copies "
+        f"{shape}, {dtype.name}, {report['device']}: products {ceiling.matmul / 1e12:.3g} TFLOP/s, copies "
         f"{ceiling.copy / 1e9:.0f} GB/s; published PyTorch {PUBLISHED.get(shape, '-')} an edit"
     )
     for row in rows:
