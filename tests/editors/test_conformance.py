@@ -9,7 +9,7 @@ import pytest
 from jaxtyping import Array
 
 from jaxedit.editors import METHODS
-from jaxedit.trajectory.run import Chunk, chunk_function, replayed, stack
+from jaxedit.trajectory.run import Chunk, chunk_function, many_function, replayed, stack
 from jaxedit.types import EditInfo, Editor, LowRank, Params
 from tests.cases import Case, relative, same_bits
 from tests.editors.rows import BATCHES, Row, make_row
@@ -195,3 +195,20 @@ def test_driver_is_the_updates_one_by_one_and_repeats_bit_by_bit(row: Row) -> No
         start = np.asarray(row.params.edited[path], np.float64)
         assert relative(edited[path] - start, params.edited[path] - start) <= 1e-3
     assert shapes(state) == shapes(expected_state)
+
+
+@pytest.mark.parametrize(
+    "row", quick("memit", "betaedit", "lyaplock", "mend", "ultraedit", "stableedit"), indirect=True
+)
+def test_many_sequences_at_once_keep_every_shape_and_precision(row: Row) -> None:
+    """Tracing tells it: what is vmapped in another precision than it was written in cannot be traced."""
+    edited, state, batches = (
+        jax.tree.map(lambda x: stack([x] * 2), tree)
+        for tree in (row.params.edited, row.state, stack(row.batches))
+    )
+    after, later, steps = jax.eval_shape(
+        many_function(row.editor), edited, row.params.frozen, state, Chunk(batches, None)
+    )
+    assert shapes(after) == shapes(edited)
+    assert shapes(later) == shapes(state)
+    assert steps.applied.shape == (2, len(BATCHES))
