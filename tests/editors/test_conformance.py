@@ -9,6 +9,7 @@ import pytest
 from jaxtyping import Array
 
 from jaxedit.editors import METHODS
+from jaxedit.errors import StatisticsError
 from jaxedit.trajectory.run import Chunk, chunk_function, many_function, replayed, stack
 from jaxedit.types import EditInfo, Editor, LowRank, Params
 from tests.cases import Case, relative, same_bits
@@ -126,11 +127,15 @@ def test_finite_is_false_where_a_weight_is_not(row: Row, bad: float) -> None:
     assert len(row.traces) == 1
 
 
-def test_finite_is_false_where_a_second_moment_in_use_is_not(row: Row) -> None:
+def test_a_second_moment_in_use_that_is_not_finite_is_refused_or_told_by_the_update(row: Row) -> None:
+    """The update tells it where the state was made under a trace, in which no number can be looked at."""
     moments = {layer: moment.at[0, 0].set(jnp.nan) for layer, moment in row.case.moments.items()}
     given = row.given if row.method.needs_net else moments
-    state = row.method.build(row.case.model, given, row.config).init(row.params)
-    _, _, info = row.update(row.params, state, row.batches[0])
+    editor = row.method.build(row.case.model, given, row.config)
+    if row.method.needs_moments:
+        with pytest.raises(StatisticsError, match=r"second moment of layer \d is not finite"):
+            editor.init(row.params)
+    _, _, info = row.update(row.params, jax.jit(editor.init)(row.params), row.batches[0])
     assert bool(info.finite) != row.method.needs_moments
 
 
