@@ -51,12 +51,16 @@ def normalised(token: Token, spread: Spread | None) -> Tensor:
     )
 
 
-def pseudo(network: Sequence[Layer], spread: Spread | None, token: Token) -> Token:
-    """(u~, v~)."""
+def pseudo(network: Sequence[Layer], spread: Spread | None, token: Token, malmens: bool = False) -> Token:
+    """(u~, v~); MALMEN's blocks rectify before they scale and shift, MEND's after."""
     x = normalised(token, spread)
     for layer in network:
-        mapped = layer.out.T @ (layer.into.T @ x)
-        x = (layer.scale * (mapped + layer.bias) + layer.shift).clamp(min=0) + x
+        mapped = layer.out.T @ (layer.into.T @ x) + layer.bias
+        if malmens:
+            mapped = layer.scale * mapped.clamp(min=0) + layer.shift
+        else:
+            mapped = (layer.scale * mapped + layer.shift).clamp(min=0)
+        x = mapped + x
     return Token(x[: len(token.u)], x[len(token.u) :])
 
 
@@ -86,7 +90,7 @@ def malmen(
     """d_t = -rate (u_t . u~_t) v~_t, then regression with ridge e^lambda."""
     wanted = []
     for token in tokens:
-        new = pseudo(network, spread, token)
+        new = pseudo(network, spread, token, malmens=True)
         wanted.append(-rate * torch.dot(token.u, new.u) * new.v)
     return regression(tokens, wanted, float(torch.tensor(log_ridge, dtype=torch.float64).exp()))
 
