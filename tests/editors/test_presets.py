@@ -107,7 +107,7 @@ def test_a_preset_is_what_the_editor_is_configured_with(editor: str, model: str)
     found = dataclasses.asdict(METHODS[editor].configure(config))
     flat = found | found.get("values", {})
     assert {name: flat[name] for name in preset.settings} == preset.settings
-    assert not METHODS[editor].without & preset.settings.keys()
+    assert not (METHODS[editor].without | METHODS[editor].fixed) & preset.settings.keys()
     if "null_threshold" in preset.settings:
         assert found["null_fraction"] is None
 
