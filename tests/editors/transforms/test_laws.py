@@ -309,6 +309,13 @@ def test_norm_lock_keeps_the_norm_and_the_direction(stream: Stream) -> None:
     assert relative(locked[0] / norm, free / np.linalg.norm(free)) <= EXACT
 
 
+def test_norm_lock_leaves_a_bias_of_zeros_that_nothing_is_added_to() -> None:
+    lock, zero = norm_lock(), jnp.zeros(D_OUT)
+    delta, norm = lock.apply(zero, lock.init("bias", zero), Site("bias", zero, None))
+    assert same_bits(delta, zero)
+    assert float(norm) == 0
+
+
 @pytest.mark.parametrize("factor", [1.0, 10.0])
 def test_spectral_cap_bounds_the_largest_singular_value_and_is_idle_below(
     stream: Stream, factor: float
