@@ -9,6 +9,7 @@ from torch import Tensor
 from .factors import Token
 
 EPS = 1e-7
+FLAT = 1e-6
 FLOOR = 1e-6
 
 
@@ -47,7 +48,10 @@ def normalised(token: Token, spread: Spread | None) -> Tensor:
     if spread is None:
         return x
     return torch.stack(
-        [(a - m) / (s + EPS) if s > 0 else a - m for a, m, s in zip(x, spread.mean, spread.std, strict=True)]
+        [
+            (a - m) / (s + EPS) if s > FLAT * m.abs() else a - m
+            for a, m, s in zip(x, spread.mean, spread.std, strict=True)
+        ]
     )
 
 
