@@ -365,6 +365,18 @@ def test_prune_leaves_updates_alone_and_restrains_their_total_once_at_the_end() 
     assert same_bits(finalize(params, state), final), "looking twice changes nothing"
 
 
+@pytest.mark.parametrize("text", every(compensated=False))
+def test_what_acts_at_the_end_alone_is_marked_so(stream: Stream, text: str) -> None:
+    """It hands every update back as it came; all others take something from one that is large enough."""
+    transform, delta = built(text, stream), 1e3 * stream.dense_updates[0]
+    keys = stream.keys[0]
+    solved = Solved(keys, stream.values[0], LowRank(jnp.zeros((D_IN, FACTS)), jnp.zeros((FACTS, D_OUT))))
+    changed, _ = transform.apply(
+        delta, transform.init(PATH, stream.weight), Site(PATH, stream.weight, solved)
+    )
+    assert (changed is delta) == read_transform(text).row.at_end
+
+
 def test_prune_leaves_a_matrix_to_the_bit_where_nothing_exceeds() -> None:
     editor = chained("prune")
     params, state, _ = sequence(editor, Stream(size=1e-2))[-1]
