@@ -43,6 +43,6 @@ def check_invertible(state: Any, moment: Float[Array, "d_k d_k"], layer: int) ->
     silent = int(jnp.sum(jnp.diagonal(moment) == 0))
     raise StatisticsError(
         f"the second moment of layer {layer} has no inverse: {silent} of its {len(moment)} neurons never fired in "
-        f"its text, and where that has fewer tokens than neurons, the others cannot be told apart. Collect it over more "
+        f"its text, and a text of fewer tokens than neurons does not tell the others apart. Collect it over more "
         f"tokens (ten times the neurons do) or over another text, or set lam_n above 0 if the editor has it."
     )

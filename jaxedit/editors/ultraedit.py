@@ -122,7 +122,7 @@ def ultra_edit(model: Model, config: LifelongConfig) -> Editor:
 def single(work: Callable[P, T]) -> Callable[P, T]:
     """`work` as JAX traces it by default, for a loop or branch that is bound within `jax.enable_x64(True)`.
 
-    Bound outside, a loop with float64 in its body cannot be vmapped: JAX traces the body anew, and cuts it to float32.
+    Bound outside, a loop with float64 in its body cannot be vmapped: JAX traces the body anew, cut to float32.
     """
 
     def traced(*args: P.args, **kwargs: P.kwargs) -> T:
