@@ -6,10 +6,9 @@ With columns, `W k`: all of them write residuals R at keys K while preserving wh
 
 where Q = K but for ROME, and P projects keys on the directions that may be written (P = I: all). With ridge 1
 this is `R K^T P (P (K K^T + beta K_p K_p^T + lam C0) P + lam_n I)^-1`: MEMIT, ENCORE, AlphaEdit and what
-follows from them. EMMET is ridge eps; ROME and r-ROME are ridge 0, where constraints at keys that depend on each
-other hold in least squares. Whatever the projector, all that is kept
-is M, and a batch of n keys costs O(d_k^2 n), however many came before. Arrays here are rows (`[n, d]`), weights
-`[in, out]`.
+follows from them. EMMET is ridge eps; ROME and r-ROME are ridge 0, where constraints at keys that depend on
+each other hold in least squares. Whatever the projector, all that is kept is M, and a batch of n keys costs
+O(d_k^2 n), however many came before. Arrays here are rows (`[n, d]`), weights `[in, out]`.
 """
 
 from typing import NamedTuple
