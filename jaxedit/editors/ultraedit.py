@@ -7,7 +7,7 @@ several, small ones that each begin with the gradient of the model as it is by t
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,6 @@ from jaxedit.linalg import dense
 from jaxedit.models.model import Model
 from jaxedit.types import Delta, Editor, LowRank, Params, Requests
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -119,15 +118,15 @@ def ultra_edit(model: Model, config: LifelongConfig) -> Editor:
     return Editor(init, update, observe=observe)
 
 
-def single(work: Callable[P, T]) -> Callable[P, T]:
+def single(work: Callable[..., T]) -> Callable[..., T]:
     """`work` as JAX traces it by default, for a loop or branch that is bound within `jax.enable_x64(True)`.
 
     Bound outside, a loop with float64 in its body cannot be vmapped: JAX traces the body anew, cut to float32.
     """
 
-    def traced(*args: P.args, **kwargs: P.kwargs) -> T:
+    def traced(*args: Any) -> T:
         with jax.enable_x64(False):
-            return work(*args, **kwargs)
+            return work(*args)
 
     return traced
 
