@@ -277,8 +277,9 @@ def most_probable(
     """MPES: whether the target is the arg-max at all its tokens in every context, the bare prompt included.
 
     `right` tells it for every context and token. The first release left the bare prompt out and compared the
-    number of right tokens with the constant 5, so that it never stops for five contexts and targets of several
-    tokens: `reference_quirks`.
+    number of right tokens with the constant 5 (`reference_quirks`): with five prefixes and targets of two tokens a
+    step with exactly 5 of the 10 right counts, and one with all of them right does not, so that it can stop at half
+    a target.
     """
     real = requests.target_mask[:, None]
     if reference_quirks:

@@ -33,6 +33,11 @@ def check_effect(config: EditorConfig, given: Mapping[str, Any], editor: str) ->
         holder = config if hasattr(config, other) else getattr(config, "values", None)
         if name in given and not getattr(holder, other):
             raise ConfigError(f"editor {editor!r}: {name} has no effect without {other}: give that too")
+    if "lam" in given and isinstance(config, LocateConfig) and scale_cancels(config):
+        raise ConfigError(
+            f"editor {editor!r}: lam has no effect while its constraints hold exactly and nothing else is preserved "
+            f"than C0: leave it out, or give lam_n, memory or ridge too"
+        )
 
 
 def check(config: EditorConfig, editor: str) -> None:
@@ -76,6 +81,12 @@ def ranges(config: EditorConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         return positive, not_negative | of(config, "lam", "lam_n", "ridge", "anchor")
     not_negative = of(config, "stop_loss", "weight_decay", "warmup_steps")
     return of(config, "learning_rate", "steps", *OPTIONAL), not_negative
+
+
+def scale_cancels(config: LocateConfig) -> bool:
+    """Whether the scale of C0 cancels: the update is `R (K^T M Q)^-1 K^T M` with M in inverse proportion to it."""
+    exact = config.ridge == 0 and config.single_ridge in (None, 0)
+    return exact and config.lam_n == 0 and not config.memory
 
 
 def only_lam_preserves(config: LocateConfig) -> bool:

@@ -26,7 +26,7 @@ def hypernetwork(model: Model, trained: Hypernet, config: HyperConfig) -> Editor
         features = token_features(model, params, requests, paths, config.tokens)
         if config.lifelong:
             state = state._replace(running=fold_pairs(state.running, features.pairs))
-        deltas = shift(state.net, state.running, features.pairs)
+        deltas = shift(state.net, state.running, features.pairs, config.affine)
         return written(params, state, deltas, {"loss": features.loss})
 
     return Editor(init, update, remembers=config.lifelong)

@@ -18,6 +18,9 @@ from jaxedit.editors.regression import smoother
 from jaxedit.models.model import Model
 from jaxedit.types import LowRank
 
+Affine = Literal["inside", "outside"]
+"""Where a block scales and shifts: before it rectifies, as MEND does, or after, as MALMEN does."""
+
 
 @dataclass(frozen=True)
 class HyperConfig(FeatureConfig):
@@ -27,6 +30,7 @@ class HyperConfig(FeatureConfig):
     rank: int = 1920  # of each layer's map, at most the width of (u, v)
     blocks: int = 2
     learning_rate: float = 1e-4  # at the start; learned, by matrix
+    affine: Affine = "inside"  # `apply_block`; a network's file that does not say was trained with it inside
     lifelong: bool = False  # go on with the running moments while editing
 
 
@@ -90,17 +94,23 @@ def rectified(x: Array) -> Array:
     return jnp.where(x >= 0, x, 0.0)
 
 
-def apply_block(block: Block, x: Float[Array, "n d"], member: int) -> Float[Array, "n d"]:
-    """`relu(scale * (U V x + b) + shift) + x`, as in MEND."""
+def apply_block(block: Block, x: Float[Array, "n d"], member: int, affine: Affine) -> Float[Array, "n d"]:
+    """MEND: `relu(scale * (U V x + b) + shift) + x`. MALMEN, as released: `scale * relu(U V x + b) + shift + x`."""
     mapped = jnp.matmul(jnp.matmul(x, block.into, precision="highest"), block.out, precision="highest")
-    return rectified(block.scale[member] * (mapped + block.bias) + block.shift[member]) + x
+    mapped = mapped + block.bias
+    scale, shift = block.scale[member], block.shift[member]
+    if affine == "outside":
+        return scale * rectified(mapped) + shift + x
+    return rectified(scale * mapped + shift) + x
 
 
-def transform(blocks: Sequence[Block], running: Running, pairs: Pairs, member: int) -> tuple[Array, Array]:
+def transform(
+    blocks: Sequence[Block], running: Running, pairs: Pairs, member: int, affine: Affine
+) -> tuple[Array, Array]:
     """Pseudo keys [n, d_in] and gradients [n, d_out]; zero where a token is not real."""
     x = standardise(running, pairs.joined)
     for block in blocks:
-        x = apply_block(block, x, member)
+        x = apply_block(block, x, member, affine)
     x = jnp.where(pairs.real[:, None], x, 0)
     split = pairs.key.shape[-1]
     return x[:, :split], x[:, split:]
@@ -116,7 +126,7 @@ def fold_pairs(running: dict[str, Running], pairs: dict[str, Pairs]) -> dict[str
 
 
 def shift(
-    net: Net, running: dict[str, Running], pairs: dict[str, Pairs]
+    net: Net, running: dict[str, Running], pairs: dict[str, Pairs], affine: Affine
 ) -> dict[str, LowRank | Float[Array, "in out"]]:
     """The change of every matrix [in, out], differentiable in `net`.
 
@@ -126,7 +136,8 @@ def shift(
     deltas, members = {}, dict.fromkeys(net.blocks, 0)
     for path in sorted(pairs):
         one = pairs[path]
-        key, gradient = transform(net.blocks[one.shape], running[one.shape], one, members[one.shape])
+        blocks, member = net.blocks[one.shape], members[one.shape]
+        key, gradient = transform(blocks, running[one.shape], one, member, affine)
         members[one.shape] += 1
         if path in net.log_ridge:
             agreement = jnp.sum(one.key * key, axis=-1, keepdims=True)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxedit.editors.config import LocateConfig
+from jaxedit.editors.moment_checks import check_invertible, check_moments
 from jaxedit.editors.nas import anchored
 from jaxedit.editors.reading import Reading, first_reading, keys_after, mean_keys, next_reading, value_now
 from jaxedit.editors.solver import Batch, Solver, ridge
-from jaxedit.errors import StatisticsError
 from jaxedit.linalg import all_finite, applied, double, safe_norm
 from jaxedit.lookup import Lead, lead_of, prefix_shares, rows_of, split_pass
 from jaxedit.models.model import Model
@@ -38,7 +38,8 @@ def locate_and_edit(
 
     `moments` are the uncentred second moments C0 of the keys by layer (`jaxedit.statistics`). Where a norm
     follows the MLP, the method is `config.fitted` to that.
-    Raises ConfigError for a layer out of range, StatisticsError for a missing or misshapen moment.
+    Raises ConfigError for a layer out of range, StatisticsError for a missing or misshapen moment, and at `init`,
+    if that is not traced, for one that the solver cannot invert.
     """
     paths = model.edited_paths(config.layers)
     check_moments(model, moments, config.layers)
@@ -47,7 +48,10 @@ def locate_and_edit(
     spans = [config.layers] if config.values_at == "last" else [(layer,) for layer in config.layers]
 
     def init(params: Params) -> State:
-        state = {path: solver.init(moments[layer], params.edited[path]) for layer, path in paths.items()}
+        state: State = {}
+        for layer, path in paths.items():
+            state[path] = solver.init(moments[layer], params.edited[path])
+            check_invertible(state[path], moments[layer], layer)
         if config.anchor is None:
             return state
         return state | {ANCHOR: jnp.full(len(spans), config.anchor, jnp.float32)}
@@ -216,19 +220,3 @@ def value_metrics(values: Values) -> Iterable[tuple[str, Array]]:
     yield "value_updates", values.updates
     yield "value_norm", safe_norm(values.delta)
     yield "origin_norm", safe_norm(values.origin)
-
-
-def check_moments(model: Model, moments: Mapping[int, Array], layers: tuple[int, ...]) -> None:
-    """Raises StatisticsError where a layer's moment is missing or of another width."""
-    width = model.config.d_ff
-    for layer in layers:
-        if layer not in moments:
-            raise StatisticsError(
-                f"no second moment for layer {layer}; there are layers {sorted(moments)}. "
-                f"Collect it with jaxedit.statistics.second_moments(..., layers=({layer},))."
-            )
-        if moments[layer].shape != (width, width):
-            raise StatisticsError(
-                f"the second moment of layer {layer} is {moments[layer].shape}, the model's keys have width "
-                f"{width}: it belongs to another model. Collect it anew for this one."
-            )

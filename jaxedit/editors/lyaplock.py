@@ -49,9 +49,9 @@ def lyaplock(config: LyapLockConfig) -> Solver:
             gram = jnp.zeros(second_moment.shape, jnp.float64)
             cross = jnp.zeros(weights.shape, jnp.float64)
             one = jnp.ones((), jnp.float64)
-            return LyapLock(
-                jnp.copy(weights), jnp.copy(second_moment), gram, cross, one, jnp.zeros((), jnp.float64)
-            )
+            solvable = jnp.isfinite(jnp.linalg.cholesky(double(second_moment))).all()
+            moment = jnp.where(solvable, second_moment, jnp.nan)  # told at once, not by the first update
+            return LyapLock(jnp.copy(weights), moment, gram, cross, one, jnp.zeros((), jnp.float64))
 
     def write(state: LyapLock, weights: Array, batch: Batch) -> Float[Array, "d_k d_v"]:
         with jax.enable_x64(True):

@@ -44,7 +44,8 @@ def betaedit_config(
 ) -> MovingConfig:
     """BetaEdit: C0 also weighs within its null space (`lam`), which moves every `refresh` edits.
 
-    The null space is that of `(K_p K_p^T / N + lam C0) / (1 + lam)`.
+    The null space is that of `(K_p K_p^T / N + lam C0) / (1 + lam)`. The paper's stop, once ||Delta|| / sqrt(n) is
+    above 20, is not part of it: how large an update may be is left to the guard's limits (`Limits.edit`).
     """
     return MovingConfig(
         layers=tuple(layers),

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxedit.linalg import double
 
 EPS = 1e-7  # added to a standard deviation, as MEND does
+FLAT = 1e-6  # a standard deviation of up to this share of the mean is what float32 rounds a constant's to
 FLOOR = 1e-6  # of a covariance's eigenvalues, relative to the largest: whitening divides by their roots
 
 
@@ -47,10 +48,12 @@ def _parts(running: Running, x: Array, real: Array) -> tuple[Array, Array, Array
 def standardise(running: Running, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     """`(x - mean) / (std + eps)`.
 
-    A component that never varied is only centred; before there are two vectors x comes back as it is.
+    A component that never varied, but for rounding, is only centred; before there are two vectors x comes back as
+    it is.
     """
     std = jnp.sqrt(running.squares / jnp.maximum(running.total - 1, 1))
-    normal = (x - running.mean) / jnp.where(std > 0, std + EPS, 1.0)
+    varied = std > FLAT * jnp.abs(running.mean)
+    normal = (x - running.mean) / jnp.where(varied, std + EPS, 1.0)
     return jnp.where(running.total > 1, normal, x)
 
 

@@ -103,12 +103,14 @@ def _with(rows: Rows, weights: Departures) -> Rows:
 # (the same, with its learning rate, the null space's threshold and L2, which is `lam_n`).
 PMET_ELSEWHERE = _with(MEMIT, PMET_VALUES)
 del PMET_ELSEWHERE["gpt-j-6b"]  # has the row of the paper
+LYAPLOCK = _with(SPAN, {"lam": 1000.0})  # the weight, times its queue
+LYAPLOCK["llama-3-8b"] |= {"learning_rate": 0.1}  # as released; 0.5 on GPT-J
 COMBINED: dict[str, Rows] = {
     "pmet": PMET_ELSEWHERE,
     "betaedit": _with(ALPHAEDIT, {"lam": 3000.0, "lam_n": 10.0}),  # BetaEdit's lam1 and ridge
     "langedit": ALPHAEDIT,  # AlphaEdit's L2
     "evoedit": _with(ALPHAEDIT, {"lam_n": 4.0}),  # EvoEdit's ridge
-    "lyaplock": _with(SPAN, {"lam": 1000.0}),  # LyapLock's weight, times its queue
+    "lyaplock": LYAPLOCK,
     "d4s": MEMIT,  # MEMIT's lam
     "nas": ALPHAEDIT,  # the solve is AlphaEdit's, 0.02 and 10
 }

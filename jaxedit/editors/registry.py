@@ -42,6 +42,13 @@ WITHOUT = {
     "null_threshold": "it writes along all directions",
     "null_fraction": "it writes along all directions",
 }
+# With another value of these an editor would be another method (`Method.fixed`), and why.
+FIXED = {
+    "memory": "it is made of what earlier edits leave it",
+    "memory_keys": "keys are those of the unedited model",
+    "beta": "earlier keys weigh 1 in its one-time solution",
+    "ridge": "new keys weigh 1 in its one-time solution",
+}
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,7 @@ class Method:
     fresh: Callable[[Model, Any, Array], Hypernet] | None = None  # an untrained network, where one is needed
     warms_up: bool = False  # has moments that may count facts before any is edited (`Editor.observe`)
     without: frozenset[str] = frozenset()  # settings that its configuration holds and nothing reads
+    fixed: frozenset[str] = frozenset()  # settings of which it needs the value that it has
 
     @property
     def needs_moments(self) -> bool:
@@ -155,7 +163,7 @@ class Method:
         return self.fresh is not None
 
     def configure(self, model: DecoderConfig, settings: Settings = Settings()) -> Any:
-        """The preset for this model with the departures. Raises ConfigError for one without effect.
+        """The preset for this model with the departures. Raises ConfigError for one without effect, or not its own.
 
         What `jaxedit.editors.presets` says of this editor and model comes before the depth rule.
         """
@@ -176,6 +184,8 @@ class Method:
         value = tuple(value) if isinstance(value, list) else value
         if name in self.without:
             raise ConfigError(f"editor {self.name!r}: {name} has no effect, {WITHOUT[name]}: leave it out")
+        if name in self.fixed:
+            raise ConfigError(f"editor {self.name!r}: {name} cannot be set, {FIXED[name]}: leave it out")
         if name in _names(config):
             other = NULL_SPACES.get(name)
             return dataclasses.replace(config, **{name: value} | ({other: None} if other else {}))
@@ -183,7 +193,7 @@ class Method:
         if values is not None and name in _names(values):
             return dataclasses.replace(config, values=dataclasses.replace(values, **{name: value}))
         known = _names(config) | (_names(values) if values is not None else set())
-        known = (known & _names(Settings())) - self.without
+        known = (known & _names(Settings())) - self.without - self.fixed
         raise ConfigError(f"editor {self.name!r}: " + unknown_name("setting", name, known))
 
 
@@ -244,7 +254,7 @@ METHODS: dict[str, Method] = {
             "keys of earlier edits", "memit",
             lambda model: betaedit_config(layer_span(model), lam=150.0, lam_n=0.5, fraction=NULL_FRACTION),
             lambda model, moments, config: locate_and_edit(model, moments, config, moving_null_space(config)),
-            without=frozenset({"beta"}),
+            without=frozenset({"beta"}), fixed=frozenset({"memory"}),
         ),
         Method(
             "langedit", "arXiv 2506.10800", "closed form",
@@ -252,27 +262,28 @@ METHODS: dict[str, Method] = {
             "keys of earlier edits", "memit",
             lambda model: langedit_config(layer_span(model), lam_n=0.5, fraction=NULL_FRACTION),
             lambda model, moments, config: locate_and_edit(model, moments, config, moving_null_space(config)),
-            without=frozenset({"beta"}),
+            without=frozenset({"beta"}), fixed=frozenset({"memory"}),
         ),
         Method(
             "evoedit", "arXiv 2510.13851", "closed form",
             "a span of layers, rank one a fact and layer, within a null space that shrinks",
             "the null space without earlier keys", "memit",
             lambda model: evoedit_config(layer_span(model), lam_n=0.2, fraction=NULL_FRACTION), locate_and_edit,
+            fixed=frozenset({"memory"}),
         ),
         Method(
             "lyaplock", "arXiv 2505.15702", "closed form", "a span of layers, dense",
             "keys and outputs of earlier edits, the unedited matrices, a queue", "memit",
             lambda model: lyaplock_config(layer_span(model), lam=50.0),
             lambda model, moments, config: locate_and_edit(model, moments, config, lyaplock(config)),
-            without=frozenset({"beta", "lam_n", "ridge", *NULL_SPACES}),
+            without=frozenset({"beta", "lam_n", "ridge", *NULL_SPACES}), fixed=frozenset({"memory"}),
         ),
         Method(
             "d4s", "arXiv 2410.23843", "closed form", "a span of layers, rank one a fact and layer",
             "keys of earlier edits, the unedited matrices", "memit",
             lambda model: d4s_config(layer_span(model), lam=1000.0),
             lambda model, moments, config: locate_and_edit(model, moments, config, d4s(config)),
-            without=frozenset(NULL_SPACES),
+            without=frozenset(NULL_SPACES), fixed=frozenset({"memory", "memory_keys", "beta", "ridge"}),
         ),
         Method(
             "nas", "arXiv 2602.02543", "closed form",

@@ -67,6 +67,6 @@ def null_space(moment: Float[Array, "d_k d_k"], config: LocateConfig) -> Float[A
 def write_ridge(kept: Preservation, batch: Batch, config: LocateConfig) -> LowRank:
     """The batch's update, with the ridge for the number of facts that are in it."""
     softness: float | Array = config.ridge
-    if config.single_ridge is not None:
+    if config.single_ridge not in (None, config.ridge):
         softness = jnp.where(batch.weight.sum() > 1, config.ridge, config.single_ridge)
     return write(solve(kept, batch.keys), batch.query, batch.residual, softness, batch.weight)

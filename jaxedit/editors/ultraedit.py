@@ -5,8 +5,9 @@ for the value change `d = -rate ||k~||^2 v~`; ridge regression on the keys write
 several, small ones that each begin with the gradient of the model as it is by then, here where `steps` says so.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,8 @@ from jaxedit.editors.regression import smoother
 from jaxedit.linalg import dense
 from jaxedit.models.model import Model
 from jaxedit.types import Delta, Editor, LowRank, Params, Requests
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,10 @@ def ultra_edit(model: Model, config: LifelongConfig) -> Editor:
             pairs, losses = token_features(
                 model, Params(params.edited | now, params.frozen), requests, paths, config.tokens
             )
-            state = jax.lax.cond(course.step == 0, lambda: counted(course.state, pairs), lambda: course.state)
+            with jax.enable_x64(True):
+                state = jax.lax.cond(
+                    course.step == 0, single(lambda: counted(course.state, pairs)), lambda: course.state
+                )
             written_already = losses < config.stop_loss  # not where it is NaN, so that the update is refused
             wanting = (requests.weight > 0) & ~written_already
             change = {
@@ -103,10 +109,26 @@ def ultra_edit(model: Model, config: LifelongConfig) -> Editor:
             step=jnp.zeros((), jnp.int32),
             done=jnp.zeros((), bool),
         )
-        end = jax.lax.while_loop(lambda course: (course.step < config.steps) & ~course.done, step, begin)
+        with jax.enable_x64(True):
+            end = jax.lax.while_loop(
+                lambda course: (course.step < config.steps) & ~course.done, single(step), begin
+            )
         return written(params, end.state, end.change, {"loss": end.losses, "steps": end.step})
 
     return Editor(init, update, observe=observe)
+
+
+def single(work: Callable[..., T]) -> Callable[..., T]:
+    """`work` as JAX traces it by default, for a loop or branch that is bound within `jax.enable_x64(True)`.
+
+    Bound outside, a loop with float64 in its body cannot be vmapped: JAX traces the body anew, cut to float32.
+    """
+
+    def traced(*args: Any) -> T:
+        with jax.enable_x64(False):
+            return work(*args)
+
+    return traced
 
 
 def no_change(shape: tuple[int, ...], rank: int) -> Delta:
@@ -164,11 +186,12 @@ def lifelong_shift(state: Lifelong, pairs: Pairs, config: LifelongConfig) -> Low
     key, gradient = normal[:, :keys], normal[:, keys:]
     if pairs.shape in state.scatter:
         of_gradients = gradients_of(running, pairs)
-        gradient = jax.lax.cond(
-            running.total > gradient.shape[-1] + 1,  # below, the covariance has no inverse
-            lambda: whiten(state.scatter[pairs.shape], of_gradients, pairs.gradient),
-            lambda: gradient,
-        )
+        with jax.enable_x64(True):
+            gradient = jax.lax.cond(
+                running.total > gradient.shape[-1] + 1,  # below, the covariance has no inverse
+                single(lambda: whiten(state.scatter[pairs.shape], of_gradients, pairs.gradient)),
+                lambda: gradient,
+            )
     wanted = -config.learning_rate * jnp.square(key).sum(axis=-1, keepdims=True) * gradient
     wanted = jnp.where(pairs.real[:, None], wanted, 0)
     return LowRank(smoother(pairs.key, jnp.log(config.ridge)), wanted)

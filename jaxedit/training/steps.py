@@ -127,7 +127,7 @@ def train_step(
         now = Params(edited, params.frozen)
         features = features_of(model, config, now, take(batch, index))
         running = fold_pairs(running, features.pairs)
-        changes, pull_back = jax.vjp(lambda net: changes_of(net, running, features), net)
+        changes, pull_back = jax.vjp(lambda net: changes_of(config, net, running, features), net)
         worth = functools.partial(change_loss, model, config, training, now, batch, index)
         loss, slope = jax.value_and_grad(worth)(changes)
         gradient = jax.tree.map(jnp.add, gradient, pull_back(slope)[0])
@@ -152,9 +152,10 @@ def features_of(model: Model, config: HyperConfig, params: Params, lesson: Lesso
     return token_features(model, params, lesson.requests, paths, config.tokens, start)
 
 
-def changes_of(net: Net, running: dict, features: Features) -> Changes:
+def changes_of(config: HyperConfig, net: Net, running: dict, features: Features) -> Changes:
     """The network's change of every matrix, dense."""
-    return {path: dense(delta) for path, delta in shift(net, running, features.pairs).items()}
+    shifts = shift(net, running, features.pairs, config.affine)
+    return {path: dense(delta) for path, delta in shifts.items()}
 
 
 def moved(params: Params, changes: Changes) -> Params:
@@ -222,7 +223,7 @@ def held_out_loss(
 
     def one(lesson: Lessons) -> Float[Array, ""]:
         features = features_of(model, config, params, lesson)
-        after = moved(params, changes_of(hypernet.net, hypernet.running, features))
+        after = moved(params, changes_of(config, hypernet.net, hypernet.running, features))
         return edit_loss(model, config, training, params, after, lesson)
 
     share = groups.requests.weight.sum(axis=-1)

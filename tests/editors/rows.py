@@ -21,6 +21,7 @@ GRADIENT = Settings(steps=3, learning_rate=1e-3, stop_loss=0.0)
 WHOLE = replace(GRADIENT, layers=(0, 1), targets=("attention", "mlp"))
 BY_KIND = {"closed form": CLOSED, "gradient": GRADIENT}
 SETTINGS = {
+    **{name: replace(CLOSED, lam=None) for name in ("rome", "r-rome")},  # whose update has not its scale
     "full-ft": WHOLE,  # these two write every layer if not told otherwise
     "pretrain": WHOLE,
     "mend": Settings(layers=(0, 1), rank=8, learning_rate=0.1),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxedit.editors.closed_form import Preservation, preservation, remember, solve, write
 from jaxedit.types import LowRank
-from tests.cases import relative
+from tests.cases import relative, same_bits
 from tests.reference import closed_forms as oracle
 from tests.test_linalg import in_double, spd
 
@@ -120,6 +120,41 @@ def test_a_batch_of_rome_holds_every_constraint_at_its_bare_key(seed: int, n: in
     assume(np.linalg.cond(gram) < 1e3)
     delta = problem.delta(problem.kept(1.0), 0.0, problem.query)
     assert relative(problem.query @ delta.T, problem.residual) <= 1e-4
+
+
+@cheap
+@given(seeds, conditions, st.sampled_from([0.0, 1e-7]), st.booleans())
+def test_facts_at_one_key_get_the_mean_of_their_residuals(
+    seed: int, condition: float, apart: float, bare: bool
+) -> None:
+    """Beside another fact and padding, keys equal or as near as rounding has them; the rest as if there were one."""
+    problem, merged = Problem(seed, 4, condition), Problem(seed, 2, condition)
+    rng, query = np.random.default_rng(seed), problem.query if bare else problem.keys
+    for rows in (problem.keys, query):
+        rows[1] = rows[0] * (1 + apart * rng.standard_normal(D_K))
+        rows[3] = 0
+    problem.weight, problem.residual[3] = np.array([1.0, 1.0, 1.0, 0.0]), 0
+    merged.keys, query_of_two = problem.keys[[0, 2]], query[[0, 2]]
+    gram = merged.keys @ np.linalg.solve(merged.C0, query_of_two.T)
+    assume(np.linalg.cond(gram) < 1e3)
+
+    agreeing, conflicting = problem.residual[[0, 0, 2, 3]], problem.residual
+    for wanted in (agreeing, conflicting):
+        problem.residual = wanted
+        merged.residual = np.stack([wanted[:2].mean(axis=0), wanted[2]])
+        delta = problem.delta(problem.kept(1.0), 0.0, query)
+        assert relative(query_of_two @ delta.T, merged.residual) <= 1e-4
+        expected = merged.delta(merged.kept(1.0), 0.0, query_of_two)
+        assert relative(delta, expected) <= (1e-2 if apart else 1e-5)
+
+
+def test_what_is_done_for_repeated_keys_changes_no_bit_for_keys_that_differ() -> None:
+    """By 1e-3 is enough. A ridge that is an array, if zero, is solved as it stands."""
+    problem = Problem(0, 5)
+    problem.keys[1] = problem.keys[0] * (1 + 1e-3 * np.random.default_rng(1).standard_normal(D_K))
+    solved, keys = solve(problem.kept(1.0), in_double(problem.keys)), in_double(problem.keys)
+    residual, weight, zero = (in_double(x) for x in (problem.residual, problem.weight, np.zeros(())))
+    assert same_bits(write(solved, keys, residual, 0.0, weight), write(solved, keys, residual, zero, weight))
 
 
 def exact_memit(kept: Preservation, keys: jax.Array) -> tuple[np.ndarray, Preservation]:

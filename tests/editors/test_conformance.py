@@ -9,7 +9,8 @@ import pytest
 from jaxtyping import Array
 
 from jaxedit.editors import METHODS
-from jaxedit.trajectory.run import Chunk, chunk_function, replayed, stack
+from jaxedit.errors import StatisticsError
+from jaxedit.trajectory.run import Chunk, chunk_function, many_function, replayed, stack
 from jaxedit.types import EditInfo, Editor, LowRank, Params
 from tests.cases import Case, relative, same_bits
 from tests.editors.rows import BATCHES, Row, make_row
@@ -126,11 +127,15 @@ def test_finite_is_false_where_a_weight_is_not(row: Row, bad: float) -> None:
     assert len(row.traces) == 1
 
 
-def test_finite_is_false_where_a_second_moment_in_use_is_not(row: Row) -> None:
+def test_a_second_moment_in_use_that_is_not_finite_is_refused_or_told_by_the_update(row: Row) -> None:
+    """The update tells it where the state was made under a trace, in which no number can be looked at."""
     moments = {layer: moment.at[0, 0].set(jnp.nan) for layer, moment in row.case.moments.items()}
     given = row.given if row.method.needs_net else moments
-    state = row.method.build(row.case.model, given, row.config).init(row.params)
-    _, _, info = row.update(row.params, state, row.batches[0])
+    editor = row.method.build(row.case.model, given, row.config)
+    if row.method.needs_moments:
+        with pytest.raises(StatisticsError, match=r"second moment of layer \d is not finite"):
+            editor.init(row.params)
+    _, _, info = row.update(row.params, jax.jit(editor.init)(row.params), row.batches[0])
     assert bool(info.finite) != row.method.needs_moments
 
 
@@ -195,3 +200,20 @@ def test_driver_is_the_updates_one_by_one_and_repeats_bit_by_bit(row: Row) -> No
         start = np.asarray(row.params.edited[path], np.float64)
         assert relative(edited[path] - start, params.edited[path] - start) <= 1e-3
     assert shapes(state) == shapes(expected_state)
+
+
+@pytest.mark.parametrize(
+    "row", quick("memit", "betaedit", "lyaplock", "mend", "ultraedit", "stableedit"), indirect=True
+)
+def test_many_sequences_at_once_keep_every_shape_and_precision(row: Row) -> None:
+    """Tracing tells it: what is vmapped in another precision than it was written in cannot be traced."""
+    edited, state, batches = (
+        jax.tree.map(lambda x: stack([x] * 2), tree)
+        for tree in (row.params.edited, row.state, stack(row.batches))
+    )
+    after, later, steps = jax.eval_shape(
+        many_function(row.editor), edited, row.params.frozen, state, Chunk(batches, None)
+    )
+    assert shapes(after) == shapes(edited)
+    assert shapes(later) == shapes(state)
+    assert steps.applied.shape == (2, len(BATCHES))

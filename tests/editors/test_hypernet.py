@@ -123,12 +123,12 @@ def test_edits_beside_padding_are_the_oracles_given_the_same_network(case: Case,
 def test_untrained_mend_is_gradient_descent_on_plain_and_then_on_normalised_factors(gpt2: Case) -> None:
     config = config_of(gpt2, "mend")
     start, features = untrained(gpt2.model, config, jax.random.key(0)), features_of(gpt2, config, [0, 3])
-    changes = jax.jit(shift)(start.net, start.running, features.pairs)
+    changes = jax.jit(shift, static_argnums=3)(start.net, start.running, features.pairs, config.affine)
     for path, pairs in features.pairs.items():
         gradient = np.asarray(pairs.key, np.float64).T @ pairs.gradient
         assert relative(dense(changes[path]), -config.learning_rate * gradient) <= 1e-5
     running = jax.jit(fold_pairs)(start.running, features.pairs)
-    changes = jax.jit(shift)(start.net, running, features.pairs)
+    changes = jax.jit(shift, static_argnums=3)(start.net, running, features.pairs, config.affine)
     for path, pairs in features.pairs.items():
         moments = running[pairs.shape]
         std = np.sqrt(np.asarray(moments.squares, np.float64) / (int(moments.total) - 1))
@@ -150,7 +150,7 @@ def test_change_is_low_rank_exactly_where_tokens_are_fewer_than_the_smaller_side
     pairs = {
         path: Pairs(*(jnp.ones((tokens, d)) for d in shapes[path]), jnp.ones(tokens, bool)) for path in shapes
     }
-    for path, delta in shift(net.net, net.running, pairs).items():
+    for path, delta in shift(net.net, net.running, pairs, config.affine).items():
         assert min(shapes[path]) == 24
         assert isinstance(delta, LowRank) == (tokens < 24)
         assert delta.left.shape[1] == tokens if tokens < 24 else delta.shape == shapes[path]
@@ -166,20 +166,22 @@ def test_lifelong_moments_go_on_with_every_edit_and_are_used(gpt2: Case) -> None
     for shape, running in state.running.items():
         assert int(running.total) == int(expected[shape].total) > int(net.running[shape].total)
         assert relative(running.mean, expected[shape].mean) <= 1e-5
-    for path, delta in jax.jit(shift)(net.net, expected, pairs).items():
+    for path, delta in jax.jit(shift, static_argnums=3)(net.net, expected, pairs, config.affine).items():
         assert relative(dense(info.delta[path]), dense(delta)) <= 1e-4
     assert same_bits(state.net, net.net)
 
 
-def test_the_identity_can_learn(gpt2: Case) -> None:
+@pytest.mark.parametrize("name", ["mend", "malmen"])
+def test_the_identity_can_learn(gpt2: Case, name: str) -> None:
     """Every pre-activation is zero there: with a derivative of zero no gradient would ever reach a block."""
-    config = config_of(gpt2, "mend")
+    config = config_of(gpt2, name)
     start, pairs = untrained(gpt2.model, config, jax.random.key(0)), features_of(gpt2, config, [0, 3]).pairs
     running = fold_pairs(start.running, pairs)
     toward = {path: jax.random.normal(jax.random.key(2), gpt2.model.shapes[path]) for path in pairs}
 
     def along(net) -> jax.Array:
-        return sum(jnp.vdot(dense(delta), toward[path]) for path, delta in shift(net, running, pairs).items())
+        deltas = shift(net, running, pairs, config.affine)
+        return sum(jnp.vdot(dense(delta), toward[path]) for path, delta in deltas.items())
 
     gradient = jax.jit(jax.grad(along))(start.net)
     for blocks in gradient.blocks.values():

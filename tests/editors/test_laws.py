@@ -11,6 +11,7 @@ import pytest
 from jaxedit.data import pad_requests
 from jaxedit.editors.closed_form import preservation, remember, solve, write
 from jaxedit.editors.locate import LocateConfig, locate_and_edit
+from jaxedit.editors.lyaplock import LyapLockConfig, lyaplock, lyaplock_config
 from jaxedit.editors.memit import emmet_config, memit_config
 from jaxedit.editors.rome import r_rome_config, rome_config
 from jaxedit.errors import ConfigError, StatisticsError
@@ -185,3 +186,25 @@ def test_second_moments_that_are_missing_or_of_another_model_are_refused(gpt2: C
         locate_and_edit(gpt2.model, {0: jnp.eye(8)}, memit_config((0,), LAM))
     with pytest.raises(ConfigError, match="layer 3 is out of range: the model has layers 0 to 2"):
         locate_and_edit(gpt2.model, gpt2.moments, memit_config((2, 3), LAM))
+
+
+@pytest.mark.parametrize("name", ["memit", "lyaplock"])
+@pytest.mark.parametrize(
+    ("tokens", "silent"), [(960, 2), (40, 0)], ids=["neurons that never fire", "fewer tokens than neurons"]
+)
+def test_a_second_moment_without_inverse_is_refused_before_any_fact_is(
+    gpt2: Case, name: str, tokens: int, silent: int
+) -> None:
+    keys = np.random.default_rng(0).standard_normal((tokens, 96)).astype(np.float32)
+    keys[:, :silent] = 0
+    moments = {0: gpt2.moments[0], 1: jnp.asarray(keys.T @ keys / tokens)}
+    config = {"memit": memit_config, "lyaplock": lyaplock_config}[name]((0, 1), LAM)
+    solver = lyaplock(config) if isinstance(config, LyapLockConfig) else None
+    params, editor = gpt2.params((0, 1)), locate_and_edit(gpt2.model, moments, config, solver)
+    with pytest.raises(
+        StatisticsError, match=rf"layer 1 has no inverse: {silent} of its 96 neurons .* more tokens .* lam_n"
+    ):
+        editor.init(params)
+    if name == "memit":
+        ridged = locate_and_edit(gpt2.model, moments, replace(config, lam_n=0.1)).init(params)
+        assert all(np.isfinite(kept.inverse).all() for kept in ridged.values())

@@ -59,3 +59,12 @@ def test_before_two_vectors_nothing_is_normalised_and_a_constant_component_is_on
     assert np.array_equal(standardise(one, x), x)
     both = standardise(fold(one, x, np.array([False, True])), np.array([[3.0, 3.0]], np.float32))
     assert np.array_equal(both, [[2.0, 0.0]])
+
+
+def test_a_constant_of_many_batches_is_only_centred_though_its_rounding_varies() -> None:
+    constant, rng, running = np.float32([0.1, -30.1, 3e-4, 7e5]), np.random.default_rng(0), empty(4)
+    for _ in range(20):
+        running = fold(running, np.tile(constant, (300, 1)), rng.random(300) < 0.7)
+    assert (running.squares > 0).any(), "without rounding there is nothing to show"
+    step = np.float32([1.0, 2.0, 3.0, 4.0])
+    assert relative(standardise(running, (constant + step)[None])[0], step) <= 0.1

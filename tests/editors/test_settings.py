@@ -31,7 +31,7 @@ def settings_of(method: Method, config: Any) -> set[str]:
     """Those that `configure` takes for this editor."""
     held = {field.name for field in dataclasses.fields(config)}
     held |= {field.name for field in dataclasses.fields(getattr(config, "values", config))}
-    return (held & {field.name for field in dataclasses.fields(Settings)}) - method.without
+    return (held & {field.name for field in dataclasses.fields(Settings)}) - method.without - method.fixed
 
 
 def recorded(config: Any, read: set[str]) -> Any:
@@ -88,6 +88,17 @@ def test_an_editor_reads_every_setting_that_it_takes(gpt2: Case, name: str) -> N
         ("langedit", {"beta": 2.0}, "'langedit': beta has no effect"),
         ("d4s", {"null_threshold": 0.02}, "'d4s': null_threshold has no effect"),
         ("d4s", {"null_fraction": 0.5}, "'d4s': null_fraction has no effect"),
+        ("d4s", {"memory": False}, "'d4s': memory cannot be set"),
+        ("d4s", {"memory_keys": "recomputed"}, "'d4s': memory_keys cannot be set"),
+        ("d4s", {"beta": 2.0}, "'d4s': beta cannot be set"),
+        ("d4s", {"ridge": 0.5}, "'d4s': ridge cannot be set"),
+        ("lyaplock", {"memory": False}, "'lyaplock': memory cannot be set"),
+        ("betaedit", {"memory": False}, "'betaedit': memory cannot be set"),
+        ("langedit", {"memory": False}, "'langedit': memory cannot be set"),
+        ("evoedit", {"memory": True}, "'evoedit': memory cannot be set"),
+        ("rome", {"lam": 2.0}, "'rome': lam has no effect while its constraints hold exactly"),
+        ("r-rome", {"lam": 2.0}, "'r-rome': lam has no effect while its constraints hold exactly"),
+        ("emmet", {"lam": 2.0, "ridge": 0.0}, "'emmet': lam has no effect"),
         ("alphaedit", {"null_threshold": 0.02, "null_fraction": 0.5}, "give one"),
         ("encore", {"lam": 0.0, "lam_n": 0.0}, "lam is 0.0; it must be above 0"),
         ("memit", {"reference_quirks": True}, "reference_quirks has no effect without patience"),
@@ -97,7 +108,7 @@ def test_an_editor_reads_every_setting_that_it_takes(gpt2: Case, name: str) -> N
         ("memit", {"memory_keys": "recomputed"}, "memory_keys has no effect without memory"),
     ],
 )
-def test_a_setting_without_effect_is_refused(
+def test_a_setting_without_effect_or_against_the_method_is_refused(
     gpt2: Case, editor: str, given: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
@@ -111,5 +122,8 @@ def test_settings_are_taken_where_they_have_an_effect(gpt2: Case) -> None:
     )
     assert (configured.beta, configured.values.reference_quirks) == (2.0, True)
     assert METHODS["ft"].configure(gpt2.model.config, Settings(bound=0.1, centre="original")).bound == 0.1
+    for other in ({"lam_n": 1.0}, {"ridge": 0.1}, {"memory": True}):
+        rome = METHODS["r-rome"].configure(gpt2.model.config, Settings(lam=2.0, **other))
+        assert rome.lam == 2.0
     for editor in METHODS:  # what presets hold is never refused
         METHODS[editor].configure(gpt2.model.config)

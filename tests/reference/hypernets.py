@@ -9,6 +9,7 @@ from torch import Tensor
 from .factors import Token
 
 EPS = 1e-7
+FLAT = 1e-6
 FLOOR = 1e-6
 
 
@@ -47,16 +48,23 @@ def normalised(token: Token, spread: Spread | None) -> Tensor:
     if spread is None:
         return x
     return torch.stack(
-        [(a - m) / (s + EPS) if s > 0 else a - m for a, m, s in zip(x, spread.mean, spread.std, strict=True)]
+        [
+            (a - m) / (s + EPS) if s > FLAT * m.abs() else a - m
+            for a, m, s in zip(x, spread.mean, spread.std, strict=True)
+        ]
     )
 
 
-def pseudo(network: Sequence[Layer], spread: Spread | None, token: Token) -> Token:
-    """(u~, v~)."""
+def pseudo(network: Sequence[Layer], spread: Spread | None, token: Token, malmens: bool = False) -> Token:
+    """(u~, v~); MALMEN's blocks rectify before they scale and shift, MEND's after."""
     x = normalised(token, spread)
     for layer in network:
-        mapped = layer.out.T @ (layer.into.T @ x)
-        x = (layer.scale * (mapped + layer.bias) + layer.shift).clamp(min=0) + x
+        mapped = layer.out.T @ (layer.into.T @ x) + layer.bias
+        if malmens:
+            mapped = layer.scale * mapped.clamp(min=0) + layer.shift
+        else:
+            mapped = (layer.scale * mapped + layer.shift).clamp(min=0)
+        x = mapped + x
     return Token(x[: len(token.u)], x[len(token.u) :])
 
 
@@ -86,7 +94,7 @@ def malmen(
     """d_t = -rate (u_t . u~_t) v~_t, then regression with ridge e^lambda."""
     wanted = []
     for token in tokens:
-        new = pseudo(network, spread, token)
+        new = pseudo(network, spread, token, malmens=True)
         wanted.append(-rate * torch.dot(token.u, new.u) * new.v)
     return regression(tokens, wanted, float(torch.tensor(log_ridge, dtype=torch.float64).exp()))
 

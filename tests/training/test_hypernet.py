@@ -1,5 +1,6 @@
 """Training of hypernetworks: its gradient, that it helps, that it stops and goes on, what is kept on disk."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxedit.configs import build
 from jaxedit.editors.features import token_features
 from jaxedit.editors.hypernet import HyperConfig, Hypernet, Net, fold_pairs, fresh, transform
 from jaxedit.editors.malmen import malmen_config
@@ -78,7 +80,8 @@ def test_split_meta_gradient_is_that_of_one_differentiation_through_everything(g
         changed, members = {}, dict.fromkeys(net.blocks, 0)
         for path in sorted(paths):
             one = features.pairs[path]
-            key, gradient = transform(net.blocks[one.shape], running[one.shape], one, members[one.shape])
+            blocks, member = net.blocks[one.shape], members[one.shape]
+            key, gradient = transform(blocks, running[one.shape], one, member, config.affine)
             members[one.shape] += 1
             if name == "mend":
                 delta = -net.rate[path] * jnp.matmul(key.T, gradient, precision="highest")
@@ -93,7 +96,7 @@ def test_split_meta_gradient_is_that_of_one_differentiation_through_everything(g
 
     @jax.jit
     def split(net: Net) -> Net:
-        changes, pull_back = jax.vjp(lambda net: changes_of(net, running, features), net)
+        changes, pull_back = jax.vjp(lambda net: changes_of(config, net, running, features), net)
         batch = jax.tree.map(lambda x: x[None], lesson)
         slope = jax.grad(lambda c: change_loss(gpt2.model, config, QUICK, params, batch, jnp.int32(0), c))(
             changes
@@ -241,6 +244,8 @@ def test_a_net_comes_back_from_its_file_and_only_for_its_model(gpt2: Case, tmp_p
     save_net(file, NetFile(net, config), "a" * 64, facts="tiny")
     found = load_net(file, gpt2.model, "a" * 64)
     assert found.config == config
+    older = {name: value for name, value in dataclasses.asdict(malmen_of()).items() if name != "affine"}
+    assert build(HyperConfig, older).affine == "inside", "its block is the one it was trained with"
     assert same_bits(found.hypernet, net)
     with pytest.raises(StatisticsError, match="belongs to another model"):
         load_net(file, gpt2.model, "b" * 64)

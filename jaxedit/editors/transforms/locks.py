@@ -30,7 +30,7 @@ def spectrum_lock() -> Transform:
 
 
 def norm_lock() -> Transform:
-    """||W||_F stays that of W_0: `W + Delta` is rescaled. The state is the norm, float64."""
+    """||W||_F stays that of W_0: `W + Delta` is rescaled, unless it is zero. The state is the norm, float64."""
 
     def init(path: str, weight: Array) -> Float[Array, ""]:
         with jax.enable_x64(True):
@@ -39,6 +39,8 @@ def norm_lock() -> Transform:
     def apply(delta: Delta, norm: Array, site: Site) -> tuple[Delta, Array]:
         free = target(site.weight, delta)
         with jax.enable_x64(True):
-            return step_to(free * (norm / jnp.linalg.norm(free)), site.weight), norm
+            length = jnp.linalg.norm(free)
+            factor = norm / jnp.where(length == 0, 1.0, length)  # a bias may be zero, and stay so
+            return step_to(free * factor, site.weight), norm
 
     return Transform(init, apply)

@@ -43,6 +43,7 @@ class Row:
     build: Callable[..., Transform]  # (*numbers), after the moments by path where they are needed
     needs_moments: bool = False
     low_rank: bool = False  # whether low-rank updates stay so
+    at_end: bool = False  # whether it acts in `finalize` alone: every update passes it as it is
 
     @property
     def usage(self) -> str:
@@ -67,7 +68,7 @@ TRANSFORMS: dict[str, Row] = {
         ),
         Row(
             "prune", "arXiv 2405.16821", "restrains the total change, once, at the end of the sequence", "W_0",
-            (Parameter("base", math.e, low=1.0),), prune, low_rank=True,
+            (Parameter("base", math.e, low=1.0),), prune, low_rank=True, at_end=True,
         ),
         Row(
             "revive", "arXiv 2601.11042", "keeps off the dominant singular directions of W_0",
@@ -117,14 +118,19 @@ def read_transform(text: str) -> Choice:
     """The choice that a text names: `name`, `name:number,...`, or either behind `compensate:`.
 
     Numbers stand in the order of the row's parameters; those left out at the end keep their defaults. Raises
-    ConfigError for an unknown name (with the nearest ones), and for numbers that are missing, too many,
-    malformed or out of range.
+    ConfigError for an unknown name (with the nearest ones), for numbers that are missing, too many,
+    malformed or out of range, and for compensation of what takes nothing from updates.
     """
     name, _, rest = text.partition(":")
     if name == COMPENSATE:
         inner = read_transform(rest)
         if inner.compensated:
             raise ConfigError(f"transform {text!r}: {COMPENSATE} stands twice; once is enough")
+        if inner.row.at_end:
+            raise ConfigError(
+                f"transform {text!r}: {inner.row.name} leaves every update as it is, so there is nothing to "
+                f"compensate; write {rest}"
+            )
         return Choice(inner.row, inner.numbers, True)
     if name not in TRANSFORMS:
         raise ConfigError(unknown_name("transform", name, [*TRANSFORMS, COMPENSATE]))

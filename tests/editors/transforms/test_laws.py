@@ -309,6 +309,13 @@ def test_norm_lock_keeps_the_norm_and_the_direction(stream: Stream) -> None:
     assert relative(locked[0] / norm, free / np.linalg.norm(free)) <= EXACT
 
 
+def test_norm_lock_leaves_a_bias_of_zeros_that_nothing_is_added_to() -> None:
+    lock, zero = norm_lock(), jnp.zeros(D_OUT)
+    delta, norm = lock.apply(zero, lock.init("bias", zero), Site("bias", zero, None))
+    assert same_bits(delta, zero)
+    assert float(norm) == 0
+
+
 @pytest.mark.parametrize("factor", [1.0, 10.0])
 def test_spectral_cap_bounds_the_largest_singular_value_and_is_idle_below(
     stream: Stream, factor: float
@@ -356,6 +363,18 @@ def test_prune_leaves_updates_alone_and_restrains_their_total_once_at_the_end() 
     assert np.allclose(np.linalg.svd(change, compute_uv=False), sorted(expected)[::-1], atol=1e-5)
     assert params.edited[PATH] is not final.edited[PATH]
     assert same_bits(finalize(params, state), final), "looking twice changes nothing"
+
+
+@pytest.mark.parametrize("text", every(compensated=False))
+def test_what_acts_at_the_end_alone_is_marked_so(stream: Stream, text: str) -> None:
+    """It hands every update back as it came; all others take something from one that is large enough."""
+    transform, delta = built(text, stream), 1e3 * stream.dense_updates[0]
+    keys = stream.keys[0]
+    solved = Solved(keys, stream.values[0], LowRank(jnp.zeros((D_IN, FACTS)), jnp.zeros((FACTS, D_OUT))))
+    changed, _ = transform.apply(
+        delta, transform.init(PATH, stream.weight), Site(PATH, stream.weight, solved)
+    )
+    assert (changed is delta) == read_transform(text).row.at_end
 
 
 def test_prune_leaves_a_matrix_to_the_bit_where_nothing_exceeds() -> None:

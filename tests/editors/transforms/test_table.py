@@ -33,6 +33,10 @@ def test_what_a_text_names(text: str, name: str, numbers: tuple[float, ...], com
         ("compensat:rect", "Did you mean 'compensate'"),
         ("compensate", "unknown transform ''"),
         ("compensate:compensate:rect", "compensate stands twice; once is enough"),
+        (
+            "compensate:prune:1.2",
+            "prune leaves every update as it is, so there is nothing to compensate; write prune:1.2",
+        ),
         ("rect:lots", "transform 'rect:lots': share is 'lots', not a number: write rect:share=0.4"),
         ("rect:1.5", "share is 1.5; it must be above 0 and at most 1"),
         ("rect:nan", "share is nan; it must be above 0 and at most 1"),
