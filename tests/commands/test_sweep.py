@@ -124,7 +124,6 @@ def test_a_sweep_makes_every_run_once_and_tells_which_failed(
     ]
 
 
-@pytest.mark.slow
 def test_sigterm_ends_a_sweep_once_the_chunk_at_work_is_saved(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +140,7 @@ def test_sigterm_ends_a_sweep_once_the_chunk_at_work_is_saved(
     assert not (tmp_path / "seed-1").exists()
 
 
+@pytest.mark.slow
 def test_processes_of_their_own_make_runs_and_say_why_one_failed(base: Path) -> None:
     pytest.importorskip("submitit")
     out = base.parent / "local"
