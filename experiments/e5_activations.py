@@ -8,6 +8,7 @@ of random updates of the same size.
 
 import csv
 import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from jaxedit.pipeline.watch_config import MeasureConfig
 from jaxedit.report.record import layer_of
 
 Ends = dict[tuple[str, str, str, str], float]
+Along = Callable[[Ends, str, str, str], list[float]]
+"""A measure of a vector, prompt set and position, the first layer first."""
 VECTORS = ("key", "mlp", "attention", "residual", "final")
 SHIFTED = ("norm", "mean_shift", "frechet", "chordal")
 FLOORS = {"mean_shift": "mean shift", "frechet": "Fréchet", "chordal": "chordal"}
@@ -149,63 +152,49 @@ def over_floor(ends: Ends, name: str, *place: str) -> float:
 
 def ratios(found: dict[str, list[list[Row]]], null: Match) -> Figure:
     """Norm ratio at the end against depth, one panel a vector and prompt set."""
-    sets = list(dict.fromkeys(row.prompts for row in next(iter(found.values()))[0]))
-    figure, axes = sheet(len(VECTORS) - 1, len(sets), height=1.9)
-    looks = looks_of(found)
-    for i, prompts in enumerate(sets):
-        position = "subject_last" if prompts == "edited" else "last"
-        for j, vector in enumerate(VECTORS[:-1]):
-            axis = axes[i][j]
-            level(axis, 1.0)
-            for name, seeds in found.items():
-                colour = looks[name].colour
-                for model, style in (("edited", "-"), ("random", ":")):
-                    values = [by_layer(last(rows, model), vector, prompts, position) for rows in seeds]
-                    label = name if (i, j, model) == (0, 0, "edited") else ""
-                    line(axis, range(len(values[0])), values, label, colour, style)
-            axis.set_title(f"{vector}, {prompts},\n{position.replace('_', ' ')}", fontsize=7)
-            axis.set_ylabel("norm ratio" if j == 0 else "")
-            log_if_wide(axis, "y")
-            axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-            axis.set_xlabel("layer" if i == len(sets) - 1 else "")
-    figure.legend(
-        loc="outside lower center",
-        ncols=4,
-        title=f"solid: edited, dotted: a random change of the same {null}",
-    )
-    return figure
+    panels = {(vector, "norm ratio"): by_layer for vector in VECTORS[:-1]}
+    return by_depth(found, panels, f"a random change of the same {null}")
 
 
 def shifts(found: dict[str, list[list[Row]]], null: Match) -> Figure:
     """Distances over their floors at the end against depth, a row a prompt set."""
+
+    def measure(name: str) -> Along:
+        def along(ends: Ends, vector: str, *at: str) -> list[float]:
+            return [over_floor(ends, name, where, *at) for where in places(ends, vector)]
+
+        return along
+
+    panels = {
+        (vector, f"{FLOORS[name]} over its floor"): measure(name)
+        for name in ("frechet", "chordal")
+        for vector in ("mlp", "residual")
+    }
+    floor = "1: halves of the prompts in one model"
+    return by_depth(found, panels, f"a random change of the same {null}; {floor}")
+
+
+def by_depth(found: dict[str, list[list[Row]]], panels: Mapping[tuple[str, str], Along], null: str) -> Figure:
+    """Measures at the end against depth: a column a vector and measure, a row a prompt set."""
     sets = list(dict.fromkeys(row.prompts for row in next(iter(found.values()))[0]))
-    panels = [(vector, name) for name in ("frechet", "chordal") for vector in ("mlp", "residual")]
     figure, axes = sheet(len(panels), len(sets), height=1.9)
-    looks = looks_of(found)
+    looks, shared = looks_of(found), len({name for _, name in panels}) == 1
     for i, prompts in enumerate(sets):
         position = "subject_last" if prompts == "edited" else "last"
-        for j, (vector, name) in enumerate(panels):
+        for j, ((vector, name), along) in enumerate(panels.items()):
             axis = axes[i][j]
             level(axis, 1.0)
             for editor, seeds in found.items():
                 for model, style in (("edited", "-"), ("random", ":")):
-                    ends = [last(rows, model) for rows in seeds]
-                    values = [
-                        [over_floor(one, name, where, prompts, position) for where in places(one, vector)]
-                        for one in ends
-                    ]
+                    values = [along(last(rows, model), vector, prompts, position) for rows in seeds]
                     label = editor if (i, j, model) == (0, 0, "edited") else ""
                     line(axis, range(len(values[0])), values, label, looks[editor].colour, style)
             axis.set_title(f"{vector}, {prompts},\n{position.replace('_', ' ')}", fontsize=7)
-            axis.set_ylabel(f"{FLOORS[name]} over its floor")
+            axis.set_ylabel("" if shared and j else name)
             log_if_wide(axis, "y")
             axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axis.set_xlabel("layer" if i == len(sets) - 1 else "")
-    figure.legend(
-        loc="outside lower center",
-        ncols=4,
-        title=f"solid: edited, dotted: a random change of the same {null}; 1: halves of the prompts in one model",
-    )
+    figure.legend(loc="outside lower center", ncols=4, title=f"solid: edited, dotted: {null}")
     return figure
 
 

@@ -7,10 +7,7 @@ from pathlib import Path
 def replace(file: Path, content: bytes) -> None:
     """Puts `content` in place of `file` in one step, and waits until it is on the disk."""
     temporary = file.with_suffix(file.suffix + ".partial")
-    with temporary.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
+    temporary.write_bytes(content)
     moved(temporary, file)
 
 

@@ -1,13 +1,13 @@
 """What a run reads beside weights and facts, by digest: a run that goes on must read the same."""
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from jaxedit.digests import sha256
 from jaxedit.errors import RunError
+from jaxedit.models.folders import sha256 as file_sha256
 from jaxedit.models.sources import Checkpoint
 from jaxedit.pipeline.config import RunConfig
 from jaxedit.pipeline.prepare import versions
@@ -89,14 +89,9 @@ def path_digest(path: Path) -> str:
             f"there is no file or folder {path.absolute()}, which the run reads: put it back there"
         )
     if path.is_file():
-        return _file_digest(path)
+        return file_sha256(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    return sha256("".join(f"{file.relative_to(path)} {_file_digest(file)}\n" for file in files).encode())
-
-
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return sha256("".join(f"{file.relative_to(path)} {file_sha256(file)}\n" for file in files).encode())
 
 
 def tokenizer_digest(checkpoint: Checkpoint) -> str:
