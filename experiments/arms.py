@@ -34,6 +34,7 @@ SMALL: dict[str, Settings] = {
     "lora-sequence": Settings(layers=FIRST, learning_rate=1e-3),
     "full-ft": Settings(learning_rate=1e-4),
     "pretrain": Settings(learning_rate=1e-4),
+    **{name: Settings(layers=(1, 2, 3), rank=256) for name in ("mend", "malmen")},
     "ultraedit": Settings(layers=(2, 3), learning_rate=3e-4),
     "stableedit": Settings(layers=(2, 3), learning_rate=3e-4),
 }
@@ -46,7 +47,13 @@ class Place(NamedTuple):
     keys: float  # mean squared length of this layer's keys over the other's first layer: what `lam_n` is added to
 
 
-PLACES = {"gpt2": Place(0, 0.2), "gptj": Place(1, 0.068), "gpt_neox": Place(1, 0.083)}
+PLACES = {
+    "gpt2": Place(0, 0.2),
+    "gptj": Place(1, 0.068),
+    "gpt_neox": Place(1, 0.083),
+    "qwen3": Place(0, 1.04),
+    "gemma2": Place(0, 1.44),
+}
 """By family. Where attention and MLP run side by side, the first MLP sees its own token alone, not the subject."""
 MITIGATIONS = (
     "rect:0.4",

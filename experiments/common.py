@@ -15,7 +15,7 @@ from rich.console import Console
 
 from experiments.asking import Asker, Json
 from jaxedit.compiling import set_up_compiling
-from jaxedit.data import dump_jsonl, load_facts
+from jaxedit.data import Fact, dump_jsonl, load_facts
 from jaxedit.data.corpus import read_text
 from jaxedit.diagnostics.controls import Match, random_update
 from jaxedit.disk import replace
@@ -24,10 +24,12 @@ from jaxedit.linalg import added, frobenius
 from jaxedit.models.sources import load
 from jaxedit.moments import MomentSource
 from jaxedit.pipeline import Limits, RunConfig, TextStream, known_facts, resume, run, trajectory
+from jaxedit.pipeline.train import NETWORK, TrainRun, train
 from jaxedit.pipeline.used import walk_used
 from jaxedit.pipeline.watch_config import AbilityConfig
 from jaxedit.report.figures import STYLE
 from jaxedit.report.record import read_run
+from jaxedit.training.steps import TrainConfig
 from jaxedit.trajectory.replay import Matrices, Trajectory
 from jaxedit.types import as_they_are
 
@@ -101,6 +103,7 @@ def finished(study: Study, arm: Arm, seed: int) -> Path:
     console.print(f"{Path(study.model).name}, {arm.label}, seed {seed}", highlight=False)
     updates = -(-study.count // (arm.batch or study.count))
     text = METHODS[arm.editor].request == "text"
+    net = str(network(study, arm, seed)) if METHODS[arm.editor].needs_net else None
     run(
         RunConfig(
             out=str(out),
@@ -109,9 +112,9 @@ def finished(study: Study, arm: Arm, seed: int) -> Path:
             count=updates if text else study.count,
             known=False,
             editor=arm.editor,
-            settings=arm.settings,
+            settings=Settings() if net else arm.settings,  # a network brings its own
             transforms=arm.transforms,
-            network=str(network(study, arm.editor)) if METHODS[arm.editor].needs_net else None,
+            network=net,
             text=TextStream(str(lines_of(study, seed)), BLOCK) if text else TextStream(),
             batch_size=arm.batch,
             chunk=max(1, min(updates, study.every // max(arm.batch, 1))),
@@ -132,7 +135,8 @@ def identity(study: Study, arm: Arm) -> str:
     """A name for all that a run and what is asked of it depend on, beside the seed."""
     given = ("model", "facts", "controls", "text", "tasks", "generations", "generated", "corpus", "count")
     content = dataclasses.asdict(arm) | {name: getattr(study, name) for name in given}
-    return f"{arm.label.replace(' + ', '-').replace(':', '=').replace(' ', '')}-{digest(content)}"
+    plain = arm.label.replace(" + ", "-").translate(str.maketrans(":[]", "=()", " "))
+    return f"{plain}-{digest(content)}"
 
 
 def digest(content: Json) -> str:
@@ -140,9 +144,33 @@ def digest(content: Json) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def network(study: Study, editor: str) -> Path:
-    """The trained network of a hypernetwork editor."""
-    return study.out / f"network-{Path(study.model).name}-{editor}" / "network.safetensors"
+def network(study: Study, arm: Arm, seed: int) -> Path:
+    """The network of a hypernetwork editor, trained where it is not, on the facts that this seed does not edit."""
+    out = study.out / "networks" / name_of(study, arm, seed)
+    if (out / NETWORK).exists():
+        return out / NETWORK
+    edited = {fact.id for fact in load_facts(str(facts_of(study, seed)))}
+    others = [fact for fact in every_fact(study) if fact.id not in edited]
+    held_out = len(others) // 6
+    if not held_out:
+        raise SystemExit(
+            f"{arm.editor} learns from facts that are not edited, of which there are {len(others)}: lower --count"
+        )
+    file = facts_of(study, seed).with_suffix(".others.jsonl")
+    dump_jsonl(others, file)
+    console.print(f"{Path(study.model).name}, training {arm.label}, seed {seed}", highlight=False)
+    config = TrainRun(
+        out=str(out),
+        editor=arm.editor,
+        settings=arm.settings,
+        model=study.model,
+        facts=str(file),
+        count=len(others) - held_out,
+        held_out=held_out,
+        training=TrainConfig(edits=max(arm.batch, 1)),
+        seed=seed,
+    )
+    return train(config).file
 
 
 def facts_of(study: Study, seed: int) -> Path:
@@ -151,12 +179,16 @@ def facts_of(study: Study, seed: int) -> Path:
     file = study.out / "facts" / f"{Path(study.model).name}-{of}-{study.count}-{seed}.jsonl"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        facts = load_facts(study.beside(study.facts, "facts.jsonl") or "world")
-        chosen = known_facts(shuffled(facts, seed), study.count, load(study.model))
+        chosen = known_facts(shuffled(every_fact(study), seed), study.count, load(study.model))
         if len(chosen) < study.count:
             raise SystemExit(f"{study.model} knows {len(chosen)} of the facts: lower --count")
         dump_jsonl(chosen, file)
     return file
+
+
+def every_fact(study: Study) -> list[Fact]:
+    """Those that runs draw from."""
+    return load_facts(study.beside(study.facts, "facts.jsonl") or "world")
 
 
 def lines_of(study: Study, seed: int) -> Path:
@@ -289,7 +321,22 @@ def random_matrices(first: Mapping[str, Any], now: Matrices, match: Match, seed:
 def every_seed(study: Study, arms: Sequence[Arm]) -> list[list[Json]]:
     """`measured` of all arms by seed; seed after seed, so that a study that was stopped has whole ones."""
     by_seed = [[measured(study, arm, seed) for arm in arms] for seed in study.seeds]
+    require_one_model(study, [table for tables in by_seed for table in tables])
     return [list(found) for found in zip(*by_seed, strict=True)]
+
+
+def require_one_model(study: Study, tables: Sequence[Json]) -> None:
+    """Raises SystemExit where their unedited matrices differ: a model that is trained again may be another one."""
+    known: dict[str, float] = {}
+    for table in tables:
+        unedited = table["yardstick"] | {path: norms[0] for path, norms in table["norm"].items()}
+        for path, norm in unedited.items():
+            if not np.isclose(norm, known.setdefault(path, norm), rtol=1e-5):
+                raise SystemExit(
+                    f"{study.results or study.out / 'runs'} has runs of two models called {study.model}: ||{path}|| "
+                    f"is {known[path]:.6g} in one and {norm:.6g} in another. Keep what is measured of each in a "
+                    f"folder of its own (--results, --out)."
+                )
 
 
 def begin(study: Study) -> None:

@@ -21,7 +21,7 @@ class Norms(Study):
     """Which editors."""
 
     editors: tuple[str, ...] = editors_of_facts()
-    """`mend` and `malmen` too, where `common.network` finds what `jaxedit train` wrote."""
+    """`mend` and `malmen` too; their networks learn from facts that the run does not edit."""
 
 
 def main(options: Norms) -> None:

@@ -12,7 +12,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments import e3_ability, small_models
 from experiments.arms import MITIGATIONS, SMALL, arm
-from experiments.common import NULLS, Study, measured, name_of, random_matrices
+from experiments.common import (
+    NULLS,
+    Study,
+    every_seed,
+    facts_of,
+    measured,
+    name_of,
+    network,
+    random_matrices,
+)
 from experiments.drawing import at_measurements, band, growth, rises, shown
 from experiments.interference import moved
 from jaxedit.data import Fact, load_facts
@@ -92,6 +101,20 @@ def test_what_is_kept_of_a_run_is_read_without_the_run(tmp_path: Path) -> None:
         measured(study, one, 1)
 
 
+def test_runs_of_a_model_that_was_trained_again_are_not_mixed_with_those_before(tmp_path: Path) -> None:
+    study = Study(out=tmp_path / "runs", results=tmp_path, seeds=(0,))
+    arms = [arm(study, editor) for editor in ("memit", "ft")]
+    for one, a in zip(arms, (3.0, 3.001), strict=True):
+        table = TABLE | {"norm": {"a": [a, 4.0]}, "yardstick": {"b": 4.0}}
+        file = tmp_path / f"{name_of(study, one, 0)}.{study.every}.json.gz"
+        file.write_bytes(gzip.compress(json.dumps(table).encode()))
+    assert every_seed(study, arms[:1])[0][0]["norm"] == {"a": [3.0, 4.0]}
+    with pytest.raises(
+        SystemExit, match=r"two models called runs/small/llama: \|\|a\|\| is 3 in one and 3.001"
+    ):
+        every_seed(study, arms)
+
+
 @pytest.mark.parametrize("match", NULLS.values())
 def test_a_null_model_has_its_measure_in_common_with_the_edited_one(match: str) -> None:
     rng = np.random.default_rng(0)
@@ -148,6 +171,15 @@ def test_an_experiment_runs_from_its_model_to_its_figure(tmp_path: Path) -> None
     assert {file.suffix for file in written} == {".json", ".md", ".png", ".pdf"}
     e3_ability.main(options)
     assert all(file.read_bytes() == content for file, content in written.items())
+    net = network(options, mend := arm(options, "mend:layers=[1],rank=8"), 0)
+    edited, learned = (
+        facts_of(options, 0),
+        json.loads((net.parent / "record.json").read_text())["config"]["facts"],
+    )
+    ids = [{fact.id for fact in load_facts(str(file))} for file in (edited, learned)]
+    assert ids[0].isdisjoint(ids[1])
+    assert set.union(*ids) == {fact.id for fact in facts}
+    assert growth(measured(options, mend, 0))[-1] != 1
     far = moved(options, arm(options, "ft"), 0)
     assert [far[model][0] for model in ("edited", "random", "turned")] == [0.0] * 3
     run = options.out / "runs" / name_of(options, arm(options, "ft"), 0)
