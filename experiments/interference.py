@@ -91,9 +91,9 @@ def foretold(tables: Tables, far: Moved) -> list[list[Any]]:
     kinds = [(models, slice(1, None), "on the way") for models in groups]
     if len(tables) >= ENOUGH:
         kinds += [(("edited",), slice(-1, None), "at the end")]
-    rows = []
+    rows, seeds = [], min(map(len, tables.values()))
     for models, when, name in kinds:
-        by_seed = [_points(tables, far, models, when, seed) for seed in range(_seeds(tables))]
+        by_seed = [_points(tables, far, models, when, seed) for seed in range(seeds)]
         ranks = [
             shown(
                 [
@@ -106,10 +106,6 @@ def foretold(tables: Tables, far: Moved) -> list[list[Any]]:
         ]
         rows.append([", ".join(models), name, len(by_seed[0]["norm"]), *ranks])
     return rows
-
-
-def _seeds(tables: Tables) -> int:
-    return min(len(found) for found in tables.values())
 
 
 def _points(

@@ -16,9 +16,9 @@ from tyro.conf import Positional, arg
 from jaxedit.commands.common import TERMINATED, Computing, say
 from jaxedit.configs import require_at_least
 from jaxedit.disk import replace
-from jaxedit.errors import ConfigError, JaxeditError, RunError
+from jaxedit.errors import JaxeditError, RunError
 from jaxedit.pipeline.config import RunConfig
-from jaxedit.pipeline.sweep import Engine, Outcome, points, read_grid, sweep, toml_value
+from jaxedit.pipeline.sweep import Engine, Outcome, points, read_grid, read_options, sweep
 from jaxedit.report.record import SCORES, read_run
 from jaxedit.report.tables import percent
 
@@ -64,17 +64,6 @@ def execute_sweep(command: Sweep, out: Console, err: Console) -> None:
     if failed := [row for row in rows if row["error"] is not None]:
         messages = "; ".join(f"{row['run']}: {row['error']}" for row in failed)
         raise RunError(f"{len(failed)} of {len(rows)} runs failed: {messages}")
-
-
-def read_options(options: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE for each; a value is what TOML reads, or the text as it stands, commas included."""
-    found = {}
-    for text in options:
-        name, _, given = text.partition("=")
-        if not name or not given or name in found:
-            raise ConfigError(f"options: {text!r} is not NAME=VALUE with each name once")
-        found[name] = toml_value(given)
-    return found
 
 
 def keep(file: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -39,12 +39,24 @@ def read_grid(grid: Sequence[str]) -> dict[str, list[Any]]:
     A value is what TOML reads, or a name without quotes; of "layers" one layer, or a range such as 6-10.
     Raises ConfigError for text of another form.
     """
-    found: dict[str, list[Any]] = {}
-    for text in grid:
+    given = assigned("grid", grid, "SETTING=VALUE,VALUE,... with each setting once")
+    return {name: [_value(name, one) for one in text.split(",")] for name, text in given.items()}
+
+
+def read_options(options: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE for each; a value is what TOML reads, or the text as it stands, commas included."""
+    given = assigned("options", options, "NAME=VALUE with each name once")
+    return {name: toml_value(text) for name, text in given.items()}
+
+
+def assigned(what: str, texts: Sequence[str], form: str) -> dict[str, str]:
+    """What stands behind "=" by the name before it. Raises ConfigError for text of another form, and a name twice."""
+    found: dict[str, str] = {}
+    for text in texts:
         name, _, given = text.partition("=")
         if not name or not given or name in found:
-            raise ConfigError(f"grid: {text!r} is not SETTING=VALUE,VALUE,... with each setting once")
-        found[name] = [_value(name, one) for one in given.split(",")]
+            raise ConfigError(f"{what}: {text!r} is not {form}")
+        found[name] = given
     return found
 
 

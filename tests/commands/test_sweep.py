@@ -14,11 +14,10 @@ import torch
 
 from jaxedit import pipeline
 from jaxedit.cli import main
-from jaxedit.commands.sweep import read_options
 from jaxedit.data import dump_jsonl
 from jaxedit.errors import ConfigError
 from jaxedit.pipeline import RunConfig
-from jaxedit.pipeline.sweep import points, read_grid, sweep
+from jaxedit.pipeline.sweep import points, read_grid, read_options, sweep
 from jaxedit.trajectory.store import RunFolder
 from tests.commands.test_cli import CONFIG, FACTS
 from tests.reference.tiny import save_tiny, tiny_llama, tiny_tokenizer
