@@ -149,14 +149,15 @@ def network(study: Study, arm: Arm, seed: int) -> Path:
     out = study.out / "networks" / name_of(study, arm, seed)
     if (out / NETWORK).exists():
         return out / NETWORK
-    edited = {fact.id for fact in load_facts(str(facts_of(study, seed)))}
+    of_run = facts_of(study, seed)
+    edited = {fact.id for fact in load_facts(str(of_run))}
     others = [fact for fact in every_fact(study) if fact.id not in edited]
     held_out = len(others) // 6
     if not held_out:
         raise SystemExit(
             f"{arm.editor} learns from facts that are not edited, of which there are {len(others)}: lower --count"
         )
-    file = facts_of(study, seed).with_suffix(".others.jsonl")
+    file = of_run.with_suffix(".others.jsonl")
     dump_jsonl(others, file)
     console.print(f"{Path(study.model).name}, training {arm.label}, seed {seed}", highlight=False)
     config = TrainRun(
@@ -320,23 +321,29 @@ def random_matrices(first: Mapping[str, Any], now: Matrices, match: Match, seed:
 
 def every_seed(study: Study, arms: Sequence[Arm]) -> list[list[Json]]:
     """`measured` of all arms by seed; seed after seed, so that a study that was stopped has whole ones."""
-    by_seed = [[measured(study, arm, seed) for arm in arms] for seed in study.seeds]
-    require_one_model(study, [table for tables in by_seed for table in tables])
-    return [list(found) for found in zip(*by_seed, strict=True)]
+    found: list[list[Json]] = [[] for _ in arms]
+    unedited: dict[str, float] = {}
+    for seed in study.seeds:
+        for arm, tables in zip(arms, found, strict=True):
+            tables.append(measured(study, arm, seed))
+            unedited |= of_one_model(study, unedited, tables[-1])
+    return found
 
 
-def require_one_model(study: Study, tables: Sequence[Json]) -> None:
-    """Raises SystemExit where their unedited matrices differ: a model that is trained again may be another one."""
-    known: dict[str, float] = {}
-    for table in tables:
-        unedited = table["yardstick"] | {path: norms[0] for path, norms in table["norm"].items()}
-        for path, norm in unedited.items():
-            if not np.isclose(norm, known.setdefault(path, norm), rtol=1e-5):
-                raise SystemExit(
-                    f"{study.results or study.out / 'runs'} has runs of two models called {study.model}: ||{path}|| "
-                    f"is {known[path]:.6g} in one and {norm:.6g} in another. Keep what is measured of each in a "
-                    f"folder of its own (--results, --out)."
-                )
+def of_one_model(study: Study, known: Mapping[str, float], table: Json) -> dict[str, float]:
+    """Norms of the run's unedited matrices; SystemExit where they differ from those known of other runs' model.
+
+    A model that is trained again may be another one, and a run's name does not tell.
+    """
+    unedited = table["yardstick"] | {path: norms[0] for path, norms in table["norm"].items()}
+    for path, norm in unedited.items():
+        if not np.isclose(norm, known.get(path, norm), rtol=1e-5):
+            raise SystemExit(
+                f"{study.results or study.out / 'runs'} has runs of two models called {study.model}: ||{path}|| "
+                f"is {known[path]:.6g} in one and {norm:.6g} in another. Keep what is measured of each in a "
+                f"folder of its own (--results, --out)."
+            )
+    return unedited
 
 
 def begin(study: Study) -> None:
